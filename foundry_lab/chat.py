@@ -1,0 +1,152 @@
+"""What goes over the wire: the chat request, checked before it is sent, and the answer.
+
+The service ignores a parameter whose name or type is wrong and answers 200 all the same, so a
+request is checked here and refused before it is sent.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from foundry_lab.errors import InvalidRequest, InvalidResponse, nearest_names
+
+__all__ = ["ChatParameters", "ChatRequest", "Completion", "Message", "Usage", "conversation"]
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class ChatParameters(TypedDict, total=False):
+    """The parameters of a chat request that this service honours."""
+
+    max_tokens: int
+    """Most tokens to generate, from 1. Left out of a request it means 2,048 to the service."""
+    temperature: float
+    """0 to 2: 0 always takes the likeliest token, above it the next token is drawn at random."""
+    top_p: float
+    """0 to 1: draw only from the likeliest tokens that together have this probability."""
+    seed: int
+    """Start of the random draws: same seed, same text."""
+    stop: str | list[str]
+    """Text before which the answer ends."""
+    response_format: dict[str, Any]
+    """``{"type": "json_object"}`` forces JSON, or a JSON schema under ``json_schema``."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Message(_Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: NonEmpty
+
+
+class ChatRequest(_Strict):
+    """What ``POST /v1/chat/completions`` takes; see `ChatParameters` for the fields."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: int | None = None
+    stop: NonEmpty | list[NonEmpty] | None = None
+    response_format: dict[str, Any] | None = None
+
+    @classmethod
+    def checked(cls, **fields: Any) -> Self:
+        """Make a request out of what the caller gave.
+
+        Raises:
+            InvalidRequest: A field is unknown, of the wrong type or out of range.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise _refusal(error) from None
+
+    def body(self, model_id: str) -> dict[str, Any]:
+        """Return the JSON to send to that model: only what was given."""
+        return {"model": model_id, **self.model_dump(exclude_none=True)}
+
+
+def conversation(
+    prompt: str | None, messages: Sequence[Mapping[str, Any]] | None, system: str | None
+) -> list[dict[str, Any]]:
+    """Join what a caller may give into one list of messages.
+
+    Raises:
+        InvalidRequest: Both a prompt and messages were given, or neither.
+    """
+    if (prompt is None) == (messages is None):
+        given = "Neither prompt nor messages" if prompt is None else "Both prompt and messages"
+        raise InvalidRequest(
+            f"{given} given: a request has exactly one of them.",
+            fix='Pass prompt="…" for one question, or messages=[…] for a conversation.',
+        )
+    turns = [{"role": "user", "content": prompt}] if messages is None else map(dict, messages)
+    return [*([{"role": "system", "content": system}] if system else []), *turns]
+
+
+def _refusal(error: ValidationError) -> InvalidRequest:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return InvalidRequest(
+            f"{where!r} is not a parameter that the service knows: it would silently ignore it.",
+            fix=nearest_names(where, ChatParameters.__annotations__),
+        )
+    return InvalidRequest(
+        f"{where} is {first['input']!r}: {first['msg'].lower()}. The service would ignore most such "
+        "mistakes silently, so nothing was sent.",
+        fix=f"Pass a value of the right type and size for {first['loc'][0]}.",
+    )
+
+
+class Usage(BaseModel):
+    """What a call cost, in tokens."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Completion(BaseModel):
+    """A whole answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    content: str
+    finish_reason: str
+    """``stop``: the model ended its answer. ``length``: it ran into ``max_tokens``."""
+    usage: Usage
+    model: str
+    id: str
+
+    @classmethod
+    def from_body(cls, body: str) -> Self:
+        """Read the body of an answer.
+
+        Raises:
+            InvalidResponse: It is not the JSON of a chat completion.
+        """
+        try:
+            answer = json.loads(body)
+            choice = answer["choices"][0]
+            return cls(
+                content=choice["message"]["content"],
+                finish_reason=choice["finish_reason"],
+                usage=answer["usage"],
+                model=answer["model"],
+                id=answer["id"],
+            )
+        except (ValueError, LookupError, TypeError) as error:
+            raise InvalidResponse(
+                f"The answer is not a chat completion; it begins with {body[:80]!r}.",
+                fix="Check that FOUNDRY_ENDPOINT is a Foundry Local service and not a web page.",
+            ) from error

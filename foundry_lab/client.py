@@ -1,0 +1,327 @@
+"""`FoundryAPIClient`: the calls a program needs, each with one deadline and typed errors.
+
+It holds no HTTP of its own: what it adds to httpx is names, checks and clear errors. The layers
+that make calls resilient are httpx transports, and `FoundryAPIClient` is where they are stacked.
+"""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from foundry_lab.chat import ChatParameters, ChatRequest, Completion, conversation
+from foundry_lab.errors import (
+    CallError,
+    ConnectionLost,
+    ContextTooLong,
+    DeadlineExceeded,
+    InvalidResponse,
+    ModelBusy,
+    ModelNotFound,
+    ModelNotLoaded,
+    ServiceUnreachable,
+    StatusError,
+    nearest_names,
+)
+from foundry_lab.health import Health, memory_of
+from foundry_lab.service import Service, start_service
+from foundry_lab.settings import DEFAULT_MODEL, Settings
+
+__all__ = ["FoundryAPIClient", "Model"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("foundry_lab")
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+MAX_BODY = 16_000_000
+"""Bytes of an answer that are read at most: a server must not be able to fill our memory."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model the service knows."""
+
+    id: str
+    """What chat takes, such as ``lab-tiny:1``."""
+    alias: str
+    """What load and unload take, such as ``lab-tiny``."""
+    loaded: bool
+
+
+class FoundryAPIClient:
+    """A client for one Foundry Local service.
+
+    Args:
+        service: A running service or the URL of one (what precedes ``/v1``). By default this
+            notebook's own service, started when it does not run yet.
+        settings: Deadline and key; the environment's settings by default.
+        transport: What carries the requests instead of httpx's own transport.
+    """
+
+    def __init__(
+        self,
+        service: Service | str | None = None,
+        *,
+        settings: Settings | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.settings = settings or Settings.from_environment()
+        if service is None:
+            service = start_service()
+        self._service = service if isinstance(service, Service) else None
+        self._model_ids: dict[str | None, str] = {}
+        key = self.settings.api_key
+        self._http = httpx.AsyncClient(
+            base_url=service.url if isinstance(service, Service) else service,
+            transport=transport,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            timeout=None,  # noqa: S113 - httpx has no total timeout; _deadline is one
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; the service goes on."""
+        await self._http.aclose()
+
+    async def complete(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        model: str | None = None,
+        timeout: float | None = None,
+        **parameters: Unpack[ChatParameters],
+    ) -> Completion:
+        """Ask one question, or go on with a conversation, and wait for the whole answer.
+
+        Args:
+            prompt: The question; or else `messages`.
+            messages: The conversation so far, as ``{"role": …, "content": …}``.
+            system: What the model should keep to, put before the rest.
+            model: An id or an alias; by default the model the service was started with.
+            timeout: Seconds for the whole operation; by default ``FOUNDRY_TIMEOUT``.
+            **parameters: See `ChatParameters`.
+
+        Raises:
+            InvalidRequest: Refused before it was sent.
+            ModelNotFound: No model of that name.
+            ModelNotLoaded: Known, but not in memory.
+            ContextTooLong: Prompt and ``max_tokens`` exceed the context.
+            DeadlineExceeded: No whole answer in time.
+            CallError: The other reasons why there is no answer; see `foundry_lab.errors`.
+        """
+        request = ChatRequest.checked(messages=conversation(prompt, messages, system), **parameters)
+        async with self._deadline(timeout):
+            body = request.body(await self._model_id(model))
+            return Completion.from_body(await self._call("POST", "/v1/chat/completions", body))
+
+    async def models(self) -> list[Model]:
+        """List every model of the service's catalog, loaded or not.
+
+        Raises:
+            CallError: No answer, or not one that this API gives.
+        """
+        async with self._deadline():
+            return await self._models()
+
+    async def load(self, model: str, *, timeout: float | None = None) -> Model:
+        """Load a model into memory; one that is loaded already is fine.
+
+        Args:
+            model: An id or an alias.
+            timeout: Seconds for the whole operation; by default ``FOUNDRY_TIMEOUT``.
+
+        Raises:
+            ModelNotFound: No model of that name.
+            CallError: The other reasons why there is no answer.
+        """
+        return await self._load_or_unload("load", model, timeout)
+
+    async def unload(self, model: str, *, timeout: float | None = None) -> Model:
+        """Unload a model from memory; one that is not loaded is fine.
+
+        Args:
+            model: An id or an alias.
+            timeout: Seconds for the whole operation; by default ``FOUNDRY_TIMEOUT``.
+
+        Raises:
+            ModelNotFound: No model of that name.
+            ModelBusy: It generates at the moment.
+            CallError: The other reasons why there is no answer.
+        """
+        return await self._load_or_unload("unload", model, timeout)
+
+    async def health_check(self) -> Health:
+        """Ask how the service is. Never raises for a service that is not well: it says so."""
+        try:
+            async with self._deadline():
+                root = self._http.base_url.copy_with(path="/status")
+                status = _parse(dict, await self._call("GET", root))
+                loaded = _parse(list, await self._call("GET", "/models/loaded"))
+        except CallError as error:
+            return Health("down", error.what, [], None)
+        memory = memory_of(status.get("pid", -1)) if root.host in LOOPBACK else None
+        if not loaded:
+            return Health("degraded", "No model is loaded.", [], memory)
+        return Health("ok", "", loaded, memory)
+
+    async def _models(self) -> list[Model]:
+        listing = _parse(dict, await self._call("GET", "/v1/models"))
+        loaded = _parse(list, await self._call("GET", "/models/loaded"))
+        aliases = self._service.aliases if self._service else {}
+        return [
+            Model(known, aliases.get(known) or alias_of(known), known in loaded)
+            for known in (entry["id"] for entry in listing.get("data", []))
+        ]
+
+    async def _model_id(self, name: str | None) -> str:
+        """Look a name up once: every later call with it saves two requests."""
+        if name not in self._model_ids:
+            self._model_ids[name] = (await self._find(name)).id
+        return self._model_ids[name]
+
+    async def _find(self, name: str | None) -> Model:
+        """Find a model by id or alias, loaded ones first; None is the service's own model."""
+        models = sorted(await self._models(), key=lambda model: not model.loaded)
+        if name is None:
+            name = self._service.model_id if self._service else DEFAULT_MODEL
+        for model in models:
+            if name in (model.id, model.alias):
+                return model
+        if name == DEFAULT_MODEL and models:
+            logger.warning("%s is not on this machine: %s answers.", name, models[0].alias)
+            return models[0]
+        raise ModelNotFound(
+            f"The service has no model {name!r}."
+            f" {nearest_names(name, [known for model in models for known in _names(model)])}",
+            fix="Use one of these, or start the service with FOUNDRY_MODEL set.",
+            status=404,
+        )
+
+    async def _load_or_unload(self, verb: str, name: str, timeout: float | None) -> Model:
+        async with self._deadline(timeout):
+            model = await self._find(name)
+            await self._call("GET", f"/models/{verb}/{model.alias}")
+            return replace(model, loaded=verb == "load")
+
+    @asynccontextmanager
+    async def _deadline(self, timeout: float | None = None) -> AsyncIterator[None]:
+        """Bound everything inside by one point in time, whatever each step may take."""
+        seconds = self.settings.timeout if timeout is None else timeout
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"No whole answer within {seconds:g} s.",
+                fix="Ask for fewer tokens, or allow more time with timeout=… or FOUNDRY_TIMEOUT.",
+            ) from error
+
+    async def _call(self, method: str, url: httpx.URL | str, body: Any = None) -> str:
+        """Send one request and read its answer, or raise the `CallError` that fits."""
+        try:
+            async with self._http.stream(method, url, json=body) as response:
+                text = await _read(response)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise ServiceUnreachable(
+                f"Nobody answers at {self._http.base_url}: {error}",
+                fix="Start the service: service.restart(), or `python -m foundry_lab serve`.",
+            ) from error
+        except httpx.TransportError as error:
+            raise ConnectionLost(
+                f"The connection broke before the answer was whole: {error}",
+                fix="See whether the service still runs: await client.health_check().",
+            ) from error
+        if response.status_code != 200:
+            self._model_ids.clear()  # they may be the names of a service that was replaced
+            raise _error(response.status_code, text)
+        return text
+
+
+def alias_of(model_id: str) -> str:
+    """Derive a model's alias from its id: ``qwen-generic-cpu:3`` → ``qwen``.
+
+    True for models of one's own; a catalog may name a model otherwise, which only
+    `Service.aliases` knows.
+    """
+    return re.sub(r"-generic-(cpu|gpu|npu)$", "", model_id.rpartition(":")[0] or model_id)
+
+
+def _names(model: Model) -> tuple[str, str]:
+    return model.id, model.alias
+
+
+async def _read(response: httpx.Response) -> str:
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > MAX_BODY:
+            raise InvalidResponse(
+                f"The answer is longer than {MAX_BODY:,} bytes.",
+                fix="Check that the endpoint is a Foundry Local service.",
+            )
+    return body.decode("utf-8", errors="replace")
+
+
+def _parse(kind: type[T], text: str) -> T:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):
+        raise InvalidResponse(
+            f"The answer is not the JSON that Foundry Local gives; it begins with {text[:80]!r}.",
+            fix="Check that the endpoint is a Foundry Local service and not a web page.",
+        )
+    return value
+
+
+def _error(status: int, text: str) -> StatusError:
+    """Turn an answer with an error status into the typed error that says what to do."""
+    try:
+        said = str(json.loads(text)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        said = text.strip()[:200] or "(nothing)"
+    if status == 404 and "Model not found" in said:
+        return ModelNotFound(said, fix="See await client.models() for the names.", status=status)
+    if "must be loaded" in said:
+        return ModelNotLoaded(
+            said,
+            fix=f"Load it first: await client.load({said.split(chr(39))[1]!r}).",
+            status=status,
+        )
+    if "maximum context length" in said:
+        return ContextTooLong(
+            f"Prompt and max_tokens do not fit: {said[said.find('request requires') :]}.",
+            fix="Shorten the prompt or lower max_tokens.",
+            status=status,
+        )
+    if "still using it" in said:
+        return ModelBusy(
+            said, fix="Wait for the running generation to end, then try again.", status=status
+        )
+    return StatusError(
+        f"The service answered with status {status}: {said}",
+        fix="4xx: mend the request. 5xx: see service.log, and try again later.",
+        status=status,
+    )
