@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foundry_lab.chat import Completion
     from foundry_lab.client import FoundryAPIClient, Model
+    from foundry_lab.doctor import examine
     from foundry_lab.health import Health
-    from foundry_lab.lesson import check_machine, compare, expect, show
+    from foundry_lab.lesson import compare, expect, table
+    from foundry_lab.plots import strip_plot
     from foundry_lab.service import Service, start_service
     from foundry_lab.settings import Settings
 
@@ -21,11 +23,12 @@ __all__ = [
     "Model",
     "Service",
     "Settings",
-    "check_machine",
     "compare",
+    "examine",
     "expect",
-    "show",
     "start_service",
+    "strip_plot",
+    "table",
 ]
 
 _HOMES = {
@@ -35,11 +38,12 @@ _HOMES = {
     "Model": "client",
     "Service": "service",
     "Settings": "settings",
-    "check_machine": "lesson",
     "compare": "lesson",
+    "examine": "doctor",
     "expect": "lesson",
-    "show": "lesson",
     "start_service": "service",
+    "strip_plot": "plots",
+    "table": "lesson",
 }
 
 

@@ -96,7 +96,7 @@ def _refusal(error: ValidationError) -> InvalidRequest:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return InvalidRequest(
-            f"{where!r} is not a parameter that the service knows: it would silently ignore it.",
+            f"{where!r} is no parameter the service knows: it would ignore it silently.",
             fix=nearest_names(where, ChatParameters.__annotations__),
         )
     return InvalidRequest(

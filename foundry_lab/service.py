@@ -173,6 +173,11 @@ class Service:
         self.stop()
         return self.start()
 
+    def wait(self) -> None:
+        """Wait until the child ends; one that was found running is not waited for."""
+        if self._process is not None:
+            self._process.wait()
+
     def _own_process(self, done: str) -> subprocess.Popen[str]:
         if self._process is None:
             raise ServiceError(

@@ -1,0 +1,102 @@
+"""What works on this machine, and what to do about what doesn't."""
+
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import httpx
+
+from foundry_lab.errors import FoundryLabError
+from foundry_lab.health import memory_of
+from foundry_lab.service import Service
+from foundry_lab.settings import Settings
+
+__all__ = ["Finding", "examine"]
+
+FREE_DISK = 1.0
+"""Gigabytes (10⁹ bytes) that should be free: logs, notebooks, a second install."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was examined."""
+
+    what: str
+    ok: bool
+    detail: str
+    fix: str = ""
+    """What to do when it is not ok."""
+
+    def __str__(self) -> str:
+        line = f"{'ok ' if self.ok else 'NOT'}  {self.what:<10} {self.detail}"
+        return line if self.ok else f"{line}\n     → {self.fix}"
+
+
+def examine() -> Iterator[Finding]:
+    """Examine this machine step by step, ending at the first step that all later ones need."""
+    yield _python()
+    yield _packages()
+    yield _disk()
+    try:
+        settings = Settings.from_environment()
+        yield Finding("settings", True, _described(settings))
+        with Service(settings) as service:
+            yield from _service(service)
+    except FoundryLabError as error:
+        yield Finding("service", False, error.what, error.fix)
+
+
+def _python() -> Finding:
+    return Finding(
+        "Python",
+        (3, 11) <= sys.version_info < (3, 15),
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}",
+        "Use Python 3.11 to 3.14: `python start.py` says how.",
+    )
+
+
+def _packages() -> Finding:
+    try:
+        found = [f"{name} {version(name)}" for name in ("foundry-local-sdk", "httpx", "jupyterlab")]
+        return Finding("packages", True, ", ".join(found))
+    except PackageNotFoundError as error:
+        return Finding("packages", False, str(error), "Run `python start.py` once, with a network.")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    return Finding("disk", free >= FREE_DISK, f"{free:.0f} GB free", "Free some disk space.")
+
+
+def _described(settings: Settings) -> str:
+    key = "with a key" if settings.api_key else "no key"
+    where = settings.endpoint or settings.model_dir or settings.model or "the default model"
+    return f"{where}, timeout {settings.timeout:g} s, {settings.retries} retries, {key}"
+
+
+def _service(service: Service) -> Iterator[Finding]:
+    with httpx.Client(base_url=service.url, timeout=service.settings.timeout) as http:
+        yield Finding("service", True, f"{service.model_id} at {service.url}")
+        started = time.perf_counter()
+        answer = http.post(
+            "/v1/chat/completions",
+            json={
+                "model": service.model_id,
+                "messages": [{"role": "user", "content": "What is jitter?"}],
+                "max_tokens": 8,
+            },
+        )
+        took = (time.perf_counter() - started) * 1000
+        yield Finding(
+            "answer",
+            answer.status_code == 200,
+            f"status {answer.status_code} in {took:.0f} ms",
+            f"The service said: {answer.text[:200]}",
+        )
+    if service.pid is not None:
+        yield Finding("memory", True, f"{memory_of(service.pid)} MB in the service's process")
