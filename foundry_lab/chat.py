@@ -23,7 +23,8 @@ class ChatParameters(TypedDict, total=False):
     max_tokens: int
     """Most tokens to generate, from 1. Left out of a request it means 2,048 to the service."""
     temperature: float
-    """0 to 2: 0 always takes the likeliest token, above it the next token is drawn at random."""
+    """0 to 2. 0, our default: always the likeliest token, so the same text every time. Above: the
+    next token is drawn at random. Left out of a request it means 1 to the service."""
     top_p: float
     """0 to 1: draw only from the likeliest tokens that together have this probability."""
     seed: int
@@ -50,7 +51,7 @@ class ChatRequest(_Strict):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] = 512
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: int | None = None
     stop: NonEmpty | list[NonEmpty] | None = None
@@ -96,12 +97,12 @@ def _refusal(error: ValidationError) -> InvalidRequest:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return InvalidRequest(
-            f"{where!r} is no parameter the service knows: it would ignore it silently.",
+            f"{where!r} is no parameter of this call. The service would ignore it in silence.",
             fix=nearest_names(where, ChatParameters.__annotations__),
         )
     return InvalidRequest(
-        f"{where} is {first['input']!r}: {first['msg'].lower()}. The service would ignore most such "
-        "mistakes silently, so nothing was sent.",
+        f"{where} is {first['input']!r}: {first['msg'].lower()}. The service would ignore many "
+        "such mistakes, so nothing was sent.",
         fix=f"Pass a value of the right type and size for {first['loc'][0]}.",
     )
 

@@ -7,7 +7,6 @@ that make calls resilient are httpx transports, and `FoundryAPIClient` is where 
 import asyncio
 import json
 import logging
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from foundry_lab.errors import (
     nearest_names,
 )
 from foundry_lab.health import Health, memory_of
-from foundry_lab.service import Service, start_service
+from foundry_lab.service import Service, alias_of, start_service
 from foundry_lab.settings import DEFAULT_MODEL, Settings
 
 __all__ = ["FoundryAPIClient", "Model"]
@@ -256,15 +255,6 @@ class FoundryAPIClient:
             self._model_ids.clear()  # they may be the names of a service that was replaced
             raise _error(response.status_code, text)
         return text
-
-
-def alias_of(model_id: str) -> str:
-    """Derive a model's alias from its id: ``qwen-generic-cpu:3`` → ``qwen``.
-
-    True for models of one's own; a catalog may name a model otherwise, which only
-    `Service.aliases` knows.
-    """
-    return re.sub(r"-generic-(cpu|gpu|npu)$", "", model_id.rpartition(":")[0] or model_id)
 
 
 def _names(model: Model) -> tuple[str, str]:

@@ -55,7 +55,8 @@ def _python() -> Finding:
     return Finding(
         "Python",
         (3, 11) <= sys.version_info < (3, 15),
-        f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}",
+        f"{platform.python_version()} in {Path(sys.prefix).name}, "
+        f"on {platform.system()} {platform.machine()}",
         "Use Python 3.11 to 3.14: `python start.py` says how.",
     )
 
@@ -89,6 +90,7 @@ def _service(service: Service) -> Iterator[Finding]:
                 "model": service.model_id,
                 "messages": [{"role": "user", "content": "What is jitter?"}],
                 "max_tokens": 8,
+                "temperature": 0,
             },
         )
         took = (time.perf_counter() - started) * 1000

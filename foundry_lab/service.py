@@ -36,7 +36,7 @@ from foundry_lab.errors import (
 from foundry_lab.plan import Plan
 from foundry_lab.settings import BUNDLED_MODEL, BUNDLED_MODEL_DIR, DEFAULT_MODEL, Settings
 
-__all__ = ["Service", "start_service"]
+__all__ = ["Service", "alias_of", "start_service"]
 
 logger = logging.getLogger("foundry_lab")
 
@@ -44,6 +44,15 @@ SILENCE_LIMIT = 60.0
 """Seconds a starting child may say nothing before it is taken for hung."""
 
 DOWNLOADED_MODELS = Path.home() / ".foundry-lab" / "cache" / "models"
+
+
+def alias_of(model_id: str) -> str:
+    """Derive a model's alias from its id: ``qwen-generic-cpu:3`` → ``qwen``.
+
+    True for models of one's own; a catalog may name a model otherwise, which only
+    `Service.aliases` knows.
+    """
+    return re.sub(r"-generic-(cpu|gpu|npu)$", "", model_id.rpartition(":")[0] or model_id)
 
 
 class Service:
@@ -94,6 +103,11 @@ class Service:
         return f"<Service {self.model_id} at {self.url}>" if self.alive else "<Service, stopped>"
 
     @property
+    def alias(self) -> str:
+        """The alias of the model that is served, such as ``lab-tiny``."""
+        return self.aliases.get(self.model_id) or alias_of(self.model_id)
+
+    @property
     def pid(self) -> int | None:
         """The process id of the child; None for a service that was found running."""
         return self._process.pid if self._process else None
@@ -127,13 +141,14 @@ class Service:
             self.url = self.settings.endpoint
             self.model_id = _served_model(self.url, self.settings)
             return self
-        for alias, model_dir, download in _candidates(self.settings, self._cache_dir):
-            try:
-                self._spawn(alias, model_dir, download)
-                break
-            except CatalogModelNotFound:
-                if download:
-                    raise
+        if self.settings.model_dir is not None:
+            self._spawn(*_own_model(self.settings.model_dir))
+        elif self.settings.model == BUNDLED_MODEL:
+            self._spawn(BUNDLED_MODEL, BUNDLED_MODEL_DIR)
+        elif self.settings.model is not None:
+            self._spawn(self.settings.model, download=True)
+        else:
+            self._spawn_default()
         return self
 
     def stop(self) -> None:
@@ -187,7 +202,15 @@ class Service:
             )
         return self._process
 
-    def _spawn(self, alias: str, model_dir: Path | None, download: bool) -> None:
+    def _spawn_default(self) -> None:
+        """Serve the default model where it is on this machine, else the bundled one."""
+        if any(self._cache_dir.rglob("inference_model.json")):  # asking the catalog is slow
+            with contextlib.suppress(CatalogModelNotFound):
+                return self._spawn(DEFAULT_MODEL)
+        logger.warning("%s is not on this machine: %s answers.", DEFAULT_MODEL, BUNDLED_MODEL)
+        return self._spawn(BUNDLED_MODEL, BUNDLED_MODEL_DIR)
+
+    def _spawn(self, alias: str, model_dir: Path | None = None, download: bool = False) -> None:
         _remove_left_over_homes()
         self._home = Path(tempfile.mkdtemp(prefix=f"foundry-lab-{os.getpid()}-"))
         plan = Plan(
@@ -269,26 +292,14 @@ class _DownloadBar:
             self._bar.close()
 
 
-def _candidates(settings: Settings, cache_dir: Path) -> list[tuple[str, Path | None, bool]]:
-    """List what to serve in order of preference, as (alias, folder, may be downloaded)."""
-    if settings.model_dir is not None:
-        return [_own_model(settings.model_dir)]
-    bundled = (BUNDLED_MODEL, BUNDLED_MODEL_DIR, True)
-    if settings.model is None:
-        if any(cache_dir.rglob("inference_model.json")):
-            return [(DEFAULT_MODEL, None, False), bundled]
-        return [bundled]
-    return [bundled if settings.model == BUNDLED_MODEL else (settings.model, None, True)]
-
-
-def _own_model(folder: Path) -> tuple[str, Path, bool]:
+def _own_model(folder: Path) -> tuple[str, Path]:
     if not (folder / "genai_config.json").is_file():
         raise InvalidModelFolder(
             f"{folder} {'holds no genai_config.json' if folder.is_dir() else 'is not a folder'}, "
             "so it holds no model for ONNX Runtime GenAI.",
             fix="Point FOUNDRY_MODEL_DIR at what the onnxruntime-genai model builder wrote.",
         )
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name), folder.resolve(), True
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name), folder.resolve()
 
 
 def _served_model(url: str, settings: Settings) -> str:
