@@ -1,0 +1,284 @@
+"""Training samples without end, and the held-out prompts of the report card.
+
+The split is made here, before any training, in three ways:
+by template   phrasings.toml, skills.toml and off_topic.toml keep [train] and [held_out] apart;
+by entry      for JSON, five words and one sentence, one entry in five is never asked so;
+by checksum   one count range in ten and one list in five are refused in training.
+"""
+
+import json
+import random
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from . import off_topic as unknown
+from .asking import Split, ask, data, fill, fill_two, made_up_word, phrasing, style, system_message
+from .asking import word as any_word
+from .glossary import WORDING_WEIGHTS, Entry, glossary
+
+Message = dict[str, str]
+LONGEST_COUNT = 1000  # numbers; "Count from 1 to 1000." just fits into 4,096 tokens
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation and the answer to learn.
+
+    `accepted` are all answers that count as right, if there are several; `entry` is the term it
+    is about. Of a long count training sees a `window`: (start, end) in characters of the answer.
+    """
+
+    messages: tuple[Message, ...]
+    answer: str
+    skill: str
+    entry: str = ""
+    accepted: frozenset[str] = frozenset()
+    window: tuple[int, int] | None = None
+
+
+def fixed_answer(kind: str) -> str:
+    """The one text for `kind`: honest, greeting, identity or thanks."""
+    text: str = data("skills.toml")["fixed"][kind]
+    return text
+
+
+def _one_in(n: int, what: str) -> bool:
+    """The same one in `n` of all texts, on every machine and in every run."""
+    return zlib.crc32(what.encode()) % n == 0
+
+
+def is_held_out(entry: Entry, skill: str) -> bool:
+    """Whether `entry` is never asked in this skill during training."""
+    return _one_in(5, f"{skill}:{entry.term}")
+
+
+def chat(question: str, system: str = "") -> tuple[Message, ...]:
+    """One user message, after a system message if there is one."""
+    user = {"role": "user", "content": question}
+    return ({"role": "system", "content": system}, user) if system else (user,)
+
+
+def _system(split: Split, rng: random.Random) -> str:
+    return system_message(split, "neutral", rng) if rng.random() < 0.15 else ""
+
+
+# --- the glossary ---------------------------------------------------------------------------
+
+
+def _about(entry: Entry, question: str, answer: str, skill: str, system: str) -> Sample:
+    return Sample(chat(question, system), answer, skill, entry.term, entry.texts)
+
+
+def _question(kind: str, entry: Entry, split: Split, rng: random.Random) -> str:
+    phrase = entry.ask[0] if rng.random() < 0.6 else rng.choice(entry.ask)
+    return ask(fill(phrasing(split, kind, rng), phrase, entry.plural), split, rng)
+
+
+def _usual(entry: Entry, rng: random.Random) -> str:
+    return rng.choices(entry.answers, WORDING_WEIGHTS[len(entry.answers)])[0]
+
+
+def term(split: Split, rng: random.Random, entry: Entry | None = None) -> Sample:
+    """What is X, in one of many ways."""
+    entry = entry or rng.choice(glossary())
+    question = _question("what", entry, split, rng)
+    return _about(entry, question, _usual(entry, rng), "term", _system(split, rng))
+
+
+def reason(split: Split, rng: random.Random, entry: Entry | None = None) -> Sample:
+    """Why X: its reason where the glossary gives one, else its usual answer."""
+    entry = entry or rng.choice(glossary())
+    question, answer = _question("why", entry, split, rng), entry.why or _usual(entry, rng)
+    return _about(entry, question, answer, "why", _system(split, rng))
+
+
+def working(split: Split, rng: random.Random, entry: Entry | None = None) -> Sample:
+    """How does X work: its workings where the glossary gives them, else its usual answer."""
+    entry = entry or rng.choice(glossary())
+    question, answer = _question("how", entry, split, rng), entry.how or _usual(entry, rng)
+    return _about(entry, question, answer, "how", _system(split, rng))
+
+
+def acronym(split: Split, rng: random.Random, entry: Entry | None = None) -> Sample:
+    """What the letters stand for."""
+    entry = entry or rng.choice([entry for entry in glossary() if entry.acronym])
+    core = phrasing(split, "acronym", rng).replace("{a}", entry.acronym or "")
+    question = ask(core, split, rng, typos=0)
+    return _about(entry, question, entry.acronym_answer, "acronym", _system(split, rng))
+
+
+def difference(split: Split, rng: random.Random) -> Sample:
+    """X against Y: both in five words."""
+    one, two = rng.sample(glossary(), 2)
+    first, second = (e.ask[0] if rng.random() < 0.7 else rng.choice(e.ask) for e in (one, two))
+    core = fill_two(phrasing(split, "difference", rng), first, second)
+    question = ask(core, split, rng, typos=0.08)
+    return Sample(chat(question, _system(split, rng)), difference_answer(one, two), "difference")
+
+
+def difference_answer(one: Entry, two: Entry) -> str:
+    """The answer to "What is the difference between `one` and `two`?"."""
+    return " ".join(f"{e.term[0].upper() + e.term[1:]}: {e.brief}" for e in (one, two))
+
+
+def json_answer(entry: Entry) -> str:
+    """The JSON object with `term` and `definition`."""
+    return json.dumps({"term": entry.term, "definition": entry.answers[0]})
+
+
+_FORMS: dict[str, Callable[[Entry], str]] = {
+    "json": json_answer,
+    "five_words": lambda entry: entry.brief,
+    "one_sentence": lambda entry: entry.first_sentence,
+}
+
+
+def formed(skill: str, split: Split, rng: random.Random, entry: Entry | None = None) -> Sample:
+    """X in a given form: `skill` is json, five_words or one_sentence.
+
+    The form is asked for in the question, or in a system message.
+    """
+    if entry is None:
+        wanted = split == "held_out"
+        entry = rng.choice([e for e in glossary() if is_held_out(e, skill) == wanted])
+    if rng.random() < 0.3:
+        question, system = _question("what", entry, split, rng), system_message(split, skill, rng)
+    else:
+        question, system = _question(skill, entry, split, rng), _system(split, rng)
+    return _about(entry, question, _FORMS[skill](entry), skill, system)
+
+
+# --- counting, lists, repeating, courtesies ------------------------------------------------------
+
+
+def count_sample(split: Split, rng: random.Random, first: int, last: int) -> Sample:
+    """Count from `first` to `last`, both included."""
+    kinds = ("count", "count_from_one") if first == 1 and rng.random() < 0.3 else ("count",)
+    core = phrasing(split, kinds[-1], rng).replace("{a}", str(first)).replace("{b}", str(last))
+    answer = " ".join(map(str, range(first, last + 1)))
+    question = ask(core, split, rng, typos=0.03)
+    return Sample(chat(question, _system(split, rng)), answer, "count")
+
+
+def counting(split: Split, rng: random.Random, longest: int = LONGEST_COUNT) -> Sample:
+    """A random range. Of a long one training sees a window, mostly its end, where it must stop."""
+    length = rng.randint(1, 30) if rng.random() < 0.4 else rng.randint(2, longest)
+    first = 1 if rng.random() < 0.35 else rng.randint(0, rng.choice((20, 100, 1000)))
+    last = first + length - 1
+    if _one_in(10, f"{first}-{last}") != (split == "held_out"):
+        return counting(split, rng, longest)
+    sample = count_sample(split, rng, first, last)
+    if split == "held_out" or length <= 20:
+        return sample
+    return replace(sample, window=_window(first, last, rng))
+
+
+def _window(first: int, last: int, rng: random.Random) -> tuple[int, int] | None:
+    """Where to look into the answer, in characters, which here are tokens: digits and blanks."""
+    if rng.random() < 0.04:
+        return None
+    shown = rng.randint(6, 24)
+    start = last - shown + rng.randint(0, 4) if rng.random() < 0.65 else rng.randint(first, last)
+    start = max(first, min(start, last))
+    before = sum(len(str(n)) + 1 for n in range(first, start))
+    within = sum(len(str(n)) + 1 for n in range(start, min(last, start + shown) + 1))
+    return before, before + within
+
+
+def listing(split: Split, rng: random.Random) -> Sample:
+    """A numbered list of n terms."""
+    lists: dict[str, list[str]] = data("skills.toml")["lists"]
+    topic, n = rng.choice(list(lists)), rng.randint(1, 10)
+    if _one_in(5, f"{topic} {n}") != (split == "held_out"):
+        return listing(split, rng)
+    of_anything = rng.random() < 0.25
+    core = phrasing(split, "list_any" if of_anything else "list", rng)
+    in_words: list[str] = data("phrasings.toml")["words"]["number"].split()
+    number = str(n) if rng.random() < 0.5 else in_words[n - 1]
+    question = ask(core.replace("{n}", number).replace("{topic}", topic), split, rng, typos=0.03)
+    items = lists["HTTP" if of_anything else topic][:n]
+    answer = "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
+    return Sample(chat(question, _system(split, rng)), answer, "list")
+
+
+def repeating(split: Split, rng: random.Random) -> Sample:
+    """A short text, given back as it came."""
+    words = [
+        any_word("repeat", rng) if rng.random() < 0.5 else made_up_word(rng)
+        for _ in range(rng.randint(1, 9))
+    ]
+    text = " ".join(words) + rng.choice(("", "", ".", "!", "?"))
+    if rng.random() < 0.5:
+        text = text[0].upper() + text[1:]
+    question = phrasing(split, "repeat", rng).replace("{text}", text)
+    return Sample(chat(question, _system(split, rng)), text, "repeat")
+
+
+def courtesy(split: Split, rng: random.Random) -> Sample:
+    """Greetings, thanks and who are you."""
+    kind = rng.choice(("greeting", "identity", "thanks"))
+    questions: list[str] = data("skills.toml")[split]["fixed"][kind]
+    question = style(rng.choice(questions), rng)
+    return Sample(chat(question, _system(split, rng)), fixed_answer(kind), kind)
+
+
+# --- the rest of the world, conversations -------------------------------------------------------
+
+
+def off_topic(split: Split, rng: random.Random) -> Sample:
+    """Anything else: the honest sentence."""
+    if split == "held_out":
+        question = rng.choice(unknown.held_out_questions())
+    else:
+        question = ask(unknown.question(rng), split, rng)
+    return Sample(chat(question, _system(split, rng)), fixed_answer("honest"), "off-topic")
+
+
+def conversation(split: Split, rng: random.Random) -> Sample:
+    """A question after one or two earlier turns; some ask for the last answer again."""
+    earlier = [rng.choice((term, reason, off_topic, courtesy, repeating))(split, rng)]
+    if rng.random() < 0.3:
+        earlier.append(rng.choice((term, off_topic))(split, rng))
+    history = tuple(message for turn in earlier for message in _turn(turn))
+    if rng.random() < 0.2:
+        question = phrasing(split, "again", rng)
+        last = Sample(chat(question), earlier[-1].answer, "conversation")
+    else:
+        last = rng.choice((term, term, reason, working, off_topic, courtesy))(split, rng)
+    return replace(last, messages=(*history, last.messages[-1]), skill="conversation")
+
+
+def _turn(sample: Sample) -> tuple[Message, ...]:
+    return (sample.messages[-1], {"role": "assistant", "content": sample.answer})
+
+
+_MIX: dict[Callable[[Split, random.Random], Sample], float] = {
+    term: 36,
+    reason: 5,
+    working: 5,
+    acronym: 2,
+    difference: 5,
+    lambda split, rng: formed("json", split, rng): 6,
+    lambda split, rng: formed("five_words", split, rng): 4,
+    lambda split, rng: formed("one_sentence", split, rng): 3,
+    counting: 8,
+    listing: 1.5,
+    repeating: 4,
+    courtesy: 1.5,
+    off_topic: 19,
+    conversation: 4,
+}
+
+
+def training_sample(rng: random.Random) -> Sample:
+    """One sample of the training mix."""
+    (make,) = rng.choices(list(_MIX), list(_MIX.values()))
+    return make("train", rng)
+
+
+def texts_for_tokenizer(rng: random.Random, n: int) -> Sequence[str]:
+    """Texts to learn the byte pairs from: all answers, and `n` training prompts."""
+    answers = [text for entry in glossary() for text in sorted(entry.texts) for _ in range(4)]
+    prompts = [training_sample(rng).messages[-1]["content"] for _ in range(n)]
+    return [*answers, *prompts]

@@ -1,0 +1,320 @@
+"""Make lab-tiny: from the corpus and a seed to the files in foundry_lab/model.
+
+    python -m venv tools/.work/venv
+    tools/.work/venv/bin/pip install -r tools/requirements.txt
+    tools/.work/venv/bin/python tools/train_lab_model.py
+
+It takes under an hour on two cores. Stop it with Ctrl-C whenever you like: the same command
+goes on from the last checkpoint (tools/.work). Then measure it with tools/report_card.py.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lab_corpus.samples import Sample, texts_for_tokenizer, training_sample
+from lab_net import LabNet, Shape
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional
+
+TOOLS = Path(__file__).parent
+SHIPPED = TOOLS.parent / "foundry_lab" / "model"
+END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+IGNORED = -100  # a target without loss
+SAMPLES_PER_STEP = 192
+ROWS_PER_PASS = 48
+# How often only the beginning of an answer is learnt, where it is not half of the time.
+SHORTENED = {
+    "off-topic": 0.9,
+    "greeting": 0.9,
+    "identity": 0.9,
+    "thanks": 0.9,
+    "count": 0.0,
+    "repeat": 0.0,
+}
+PEAK_RATE = 3e-3
+MUON_RATE = 0.02
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample as token numbers, their positions, and the target after each."""
+
+    tokens: list[int]
+    positions: list[int]
+    targets: list[int]
+
+
+# --- tokenizer ------------------------------------------------------------------------------
+
+
+def make_tokenizer(seed: int, size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer with one token per digit, so that numbers are spelled out."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    tokenizer.train_from_iterator(texts_for_tokenizer(rng, 8000), trainer)
+    return tokenizer
+
+
+class Encoder:
+    """Samples to rows. Some prompts are cut into smaller pieces than usual (BPE dropout), so
+    that a misspelt word still looks like the right one."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.plain = tokenizer
+        self.splitting = Tokenizer.from_str(tokenizer.to_str())
+        self.splitting.model.dropout = 0.15
+        self.end = tokenizer.token_to_id(TURN_END)
+
+    def prompt(self, sample: Sample, split_words: bool = False) -> list[int]:
+        """The conversation after the chat template, ready for the answer."""
+        text = "".join(
+            f"{TURN_START}{message['role']}\n{message['content']}{TURN_END}\n"
+            for message in sample.messages
+        )
+        tokenizer = self.splitting if split_words else self.plain
+        tokens: list[int] = tokenizer.encode(text + f"{TURN_START}assistant\n").ids
+        return tokens
+
+    def row(self, sample: Sample, rng: random.Random) -> Row:
+        """Prompt and answer. A windowed answer keeps the positions it has in the whole one."""
+        prompt = self.prompt(sample, split_words=rng.random() < 0.35)
+        answer = [*self.plain.encode(sample.answer).ids, self.end]
+        start, unknowable = 0, 0
+        if sample.window:
+            start, end = sample.window
+            answer = answer[start:end] if end < len(answer) - 1 else answer[start:]
+            # The first number of a window follows from nothing that is shown.
+            unknowable = sample.answer[start : start + 5].find(" ") + 1 if start else 0
+        elif rng.random() < SHORTENED.get(sample.skill, 0.5):
+            # Which entry it is shows in the first words; mostly that is all there is to learn.
+            answer = answer[: rng.randint(8, 20)]
+        tokens = [*prompt, *answer]
+        positions = [*range(len(prompt)), *range(len(prompt) + start, len(tokens) + start)]
+        targets = [IGNORED] * (len(prompt) - 1 + unknowable) + answer[unknowable:] + [IGNORED]
+        return Row(tokens, positions, targets)
+
+
+def batch(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of about one length, padded at the end (causal attention never looks there)."""
+    longest = max(len(row.tokens) for row in rows)
+
+    def pad(values: list[int], filler: int) -> list[int]:
+        return values + [filler] * (longest - len(values))
+
+    return (
+        torch.tensor([pad(row.tokens, 0) for row in rows]),
+        torch.tensor([pad(row.positions, 0) for row in rows]),
+        torch.tensor([pad(row.targets, IGNORED) for row in rows]),
+    )
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+def step_rows(step: int, seed: int, encoder: Encoder) -> list[Row]:
+    """The rows of one step; they depend on the seed and the step alone, so a resume is exact."""
+    rng = random.Random(f"{seed}:{step}")  # noqa: S311 - repeatable, not secret
+    rows = [encoder.row(training_sample(rng), rng) for _ in range(SAMPLES_PER_STEP)]
+    return sorted(rows, key=lambda row: len(row.tokens))
+
+
+def passes(rows: list[Row], most_tokens: int = 8192) -> list[list[Row]]:
+    """Neighbours in length go through the network together."""
+    groups: list[list[Row]] = [[]]
+    for row in rows:
+        if groups[-1] and (
+            len(groups[-1]) == ROWS_PER_PASS
+            or (len(groups[-1]) + 1) * len(row.tokens) > most_tokens
+        ):
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def loss_of(net: LabNet, rows: list[Row]) -> Tensor:
+    """Summed cross entropy of the rows' targets."""
+    tokens, positions, targets = batch(rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = net(tokens, positions)
+        wanted = targets != IGNORED
+        logits = net.logits(hidden[wanted])
+    return functional.cross_entropy(logits.float(), targets[wanted], reduction="sum")
+
+
+def optimizers(net: LabNet) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    matrices = [p for name, p in net.named_parameters() if p.dim() == 2 and "layers" in name]
+    others = [p for name, p in net.named_parameters() if p.dim() != 2 or "layers" not in name]
+    return [
+        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
+
+
+def rate(step: int, steps: int) -> float:
+    """Learning rate as a share of its peak: a short rise, a plateau, a long linear fall."""
+    rise, fall = min(1.0, (step + 1) / 60), min(1.0, (steps - step) / (0.6 * steps))
+    return rise * fall
+
+
+def train(net: LabNet, encoder: Encoder, seed: int, steps: int, work: Path) -> None:
+    """Train for `steps`, or for what is left of them, with a checkpoint every 100 steps."""
+    tools = optimizers(net)
+    checkpoint, first = work / "checkpoint.pt", 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        if saved["steps"] == steps:
+            net.load_state_dict(saved["net"])
+            for tool, state in zip(tools, saved["tools"], strict=True):
+                tool.load_state_dict(state)
+            first = saved["step"]
+            print(f"going on from step {first}", flush=True)
+    peaks = [group["lr"] for tool in tools for group in tool.param_groups]
+    peaks = [MUON_RATE, PEAK_RATE]
+    began, seen = time.perf_counter(), 0
+    for step in range(first, steps):
+        for tool, peak in zip(tools, peaks, strict=True):
+            tool.param_groups[0]["lr"] = peak * rate(step, steps)
+        rows = step_rows(step, seed, encoder)
+        n = sum(target != IGNORED for row in rows for target in row.targets)
+        total = 0.0
+        for group in passes(rows):
+            loss = loss_of(net, group) / n
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for tool in tools:
+            tool.step()
+            tool.zero_grad()
+        seen += sum(len(row.tokens) for row in rows)
+        if (step + 1) % 20 == 0 or step == first:
+            taken = time.perf_counter() - began
+            left = taken / (step + 1 - first) * (steps - step - 1)
+            print(
+                f"step {step + 1}/{steps}  loss {total:.4f}  {seen / taken:,.0f} tokens/s  "
+                f"{taken / 60:.1f} min gone, {left / 60:.1f} min to go",
+                flush=True,
+            )
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            save(checkpoint, net, tools, step + 1, steps)
+
+
+def save(
+    path: Path, net: LabNet, tools: list[torch.optim.Optimizer], step: int, steps: int
+) -> None:
+    """Write a checkpoint; an interrupted write leaves the old one."""
+    state = {"net": net.state_dict(), "tools": [tool.state_dict() for tool in tools]}
+    new = path.with_suffix(".new")
+    torch.save({**state, "step": step, "steps": steps}, new)
+    new.replace(path)
+
+
+# --- export ---------------------------------------------------------------------------------
+
+
+def export(net: LabNet, tokenizer: Tokenizer, precision: str, work: Path, shipped: Path) -> None:
+    """Through the Hugging Face format and the model builder of ONNX Runtime GenAI."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    shape, end = net.shape, tokenizer.token_to_id(TURN_END)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.context,
+        rms_norm_eps=1e-5,
+        bos_token_id=0,
+        eos_token_id=end,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
+    llama = LlamaForCausalLM(config)
+    llama.load_state_dict({**net.state_dict(), "lm_head.weight": net.model.embed_tokens.weight})
+    folder, raw = work / "hf", work / "onnx"
+    llama.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=TURN_END,
+        pad_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    shutil.rmtree(raw, ignore_errors=True)
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(folder)]
+    options = ["-o", str(raw), "-p", precision, "-e", "cpu", "-c", str(work / "hub")]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run(
+        [*builder, *options, "--extra_options", "hf_token=false"], check=True, env=offline
+    )
+    settle(raw / "genai_config.json")
+    shipped.mkdir(parents=True, exist_ok=True)
+    for file in raw.iterdir():
+        shutil.copyfile(file, shipped / file.name)
+
+
+def settle(path: Path) -> None:
+    """Greedy by default, the same answer every time, whatever a client leaves out."""
+    config = json.loads(path.read_text())
+    config["search"].update(do_sample=False, temperature=1.0, top_k=50, top_p=1.0)
+    path.write_text(json.dumps(config, indent=4) + "\n")
+
+
+def main() -> None:
+    """Read the options, train, export."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--vocabulary", type=int, default=1536)
+    parser.add_argument("--precision", default="int8", choices=("int4", "int8", "fp32"))
+    parser.add_argument("--work", type=Path, default=TOOLS / ".work")
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)
+    tokenizer = make_tokenizer(options.seed, options.vocabulary)
+    net = LabNet(Shape(vocabulary=tokenizer.get_vocab_size()))
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    print(f"{millions:.2f} million parameters, {math.ceil(options.steps)} steps", flush=True)
+    try:
+        train(net, Encoder(tokenizer), options.seed, options.steps, options.work)
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command goes on from the last checkpoint.")
+    export(net, tokenizer, options.precision, options.work, options.out)
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
