@@ -6,7 +6,6 @@ that make calls resilient are httpx transports, and `FoundryAPIClient` is where 
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -36,8 +35,6 @@ from foundry_lab.settings import DEFAULT_MODEL, Settings
 __all__ = ["FoundryAPIClient", "Model"]
 
 T = TypeVar("T")
-
-logger = logging.getLogger("foundry_lab")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -208,7 +205,7 @@ class FoundryAPIClient:
             if name in (model.id, model.alias):
                 return model
         if name == DEFAULT_MODEL and models:
-            logger.warning("%s is not on this machine: %s answers.", name, models[0].alias)
+            print(f"{name} is not on this machine: {models[0].alias} answers.")
             return models[0]
         raise ModelNotFound(
             f"The service has no model {name!r}."

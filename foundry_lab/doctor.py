@@ -45,7 +45,12 @@ def examine() -> Iterator[Finding]:
     try:
         settings = Settings.from_environment()
         yield Finding("settings", True, _described(settings))
+        started = time.perf_counter()
         with Service(settings) as service:
+            took = time.perf_counter() - started
+            yield Finding(
+                "service", True, f"{service.model_id} ready in {took:.2f} s, {service.url}"
+            )
             yield from _service(service)
     except FoundryLabError as error:
         yield Finding("service", False, error.what, error.fix)
@@ -82,7 +87,6 @@ def _described(settings: Settings) -> str:
 
 def _service(service: Service) -> Iterator[Finding]:
     with httpx.Client(base_url=service.url, timeout=service.settings.timeout) as http:
-        yield Finding("service", True, f"{service.model_id} at {service.url}")
         started = time.perf_counter()
         answer = http.post(
             "/v1/chat/completions",

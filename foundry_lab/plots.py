@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from foundry_lab.lesson import table
 
@@ -60,6 +61,9 @@ def strip_plot(samples: Mapping[str, Sequence[float]], *, title: str, unit: str)
     axes.set_yticks(range(len(samples)), list(samples))
     axes.set_ylim(len(samples) - 0.5, -0.5)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel(f"{unit}, log scale")
     axes.grid(axis="x", which="both", alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)

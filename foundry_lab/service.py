@@ -7,7 +7,6 @@ input closes, so it cannot outlive the notebook that started it. Its log goes to
 import atexit
 import contextlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -37,8 +36,6 @@ from foundry_lab.plan import Plan
 from foundry_lab.settings import BUNDLED_MODEL, BUNDLED_MODEL_DIR, DEFAULT_MODEL, Settings
 
 __all__ = ["Service", "alias_of", "start_service"]
-
-logger = logging.getLogger("foundry_lab")
 
 SILENCE_LIMIT = 60.0
 """Seconds a starting child may say nothing before it is taken for hung."""
@@ -207,7 +204,7 @@ class Service:
         if any(self._cache_dir.rglob("inference_model.json")):  # asking the catalog is slow
             with contextlib.suppress(CatalogModelNotFound):
                 return self._spawn(DEFAULT_MODEL)
-        logger.warning("%s is not on this machine: %s answers.", DEFAULT_MODEL, BUNDLED_MODEL)
+        print(f"{DEFAULT_MODEL} is not on this machine: {BUNDLED_MODEL} answers.")
         return self._spawn(BUNDLED_MODEL, BUNDLED_MODEL_DIR)
 
     def _spawn(self, alias: str, model_dir: Path | None = None, download: bool = False) -> None:

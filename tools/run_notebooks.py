@@ -1,7 +1,7 @@
 """Execute the notebooks and save them, or show that a fresh execution equals what is stored.
 
-    python tools/notebooks.py save  [NOTEBOOK …]     run every cell, store the outputs
-    python tools/notebooks.py check [NOTEBOOK …]     run every cell, compare with the stored outputs
+    python tools/run_notebooks.py save  [NOTEBOOK …]     run every cell, store the outputs
+    python tools/run_notebooks.py check [NOTEBOOK …]     run every cell, compare with the stored outputs
 
 Without names: every lesson in notebooks/. Run ``save`` after the bundled model has changed.
 """
@@ -56,6 +56,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
         notebook,
         timeout=120,
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": ROOT / "notebooks"}},
     ).execute()
     notebook.metadata = nbformat.from_dict(
