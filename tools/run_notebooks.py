@@ -1,7 +1,7 @@
 """Execute the notebooks and save them, or show that a fresh execution equals what is stored.
 
-    python tools/run_notebooks.py save  [NOTEBOOK …]     run every cell, store the outputs
-    python tools/run_notebooks.py check [NOTEBOOK …]     run every cell, compare with the stored outputs
+    python tools/run_notebooks.py save  [NOTEBOOK …]   run every cell, store the outputs
+    python tools/run_notebooks.py check [NOTEBOOK …]   run every cell, compare with what is stored
 
 Without names: every lesson in notebooks/. Run ``save`` after the bundled model has changed.
 """

@@ -1,0 +1,90 @@
+"""What every test stands on: the bundled model, no network, notebooks compared strictly.
+
+And one real service for the tests that only talk to it, a fresh one for those that do it harm.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundry_lab import FoundryAPIClient, Service
+from foundry_lab.settings import BUNDLED_MODEL_DIR
+
+ROOT = Path(__file__).parent
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.nbval = True
+    config.option.nbval_current_env = True
+    config.option.nbval_cell_timeout = 60.0
+    config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")
+    _set_environment()
+    sys.addaudithook(_refuse_network)
+
+
+def _set_environment() -> None:
+    """Children inherit it: notebook kernels, and the service that a kernel starts."""
+    for name in [name for name in os.environ if name.startswith("FOUNDRY_")]:
+        del os.environ[name]
+    os.environ["FOUNDRY_MODEL"] = "lab-tiny"
+    # What respects a proxy meets a closed door at once, instead of the network.
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        os.environ[name] = os.environ[name.lower()] = "http://127.0.0.1:9"
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(LOOPBACK)
+
+
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """Fail a test that looks up or connects to anything but this machine."""
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    if host not in (*LOOPBACK, None, "", b"127.0.0.1", b"localhost"):
+        raise PermissionError(f"a test reached for the network: {event} {host!r}")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """Serve lab-tiny for the whole session."""
+    with Service() as running:
+        yield running
+
+
+@pytest.fixture
+def own_service() -> Iterator[Service]:
+    """Serve lab-tiny for one test, which may kill it."""
+    with Service() as running:
+        yield running
+
+
+@pytest.fixture
+async def client(service: Service) -> AsyncIterator[FoundryAPIClient]:
+    async with contextlib.aclosing(FoundryAPIClient(service)) as open_client:
+        yield open_client
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a model that answers everything otherwise: whatever it is asked, it counts to 300."""
+    folder = tmp_path_factory.mktemp("models") / "count-bot"
+    shutil.copytree(BUNDLED_MODEL_DIR, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}<|im_start|>system\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}<|im_start|>user\nCount from 1 to 300.<|im_end|>\n<|im_start|>assistant\n",
+        encoding="utf-8",
+    )
+    return folder

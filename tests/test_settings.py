@@ -1,0 +1,78 @@
+"""Settings: what the environment may say."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foundry_lab.errors import SettingsError
+from foundry_lab.settings import Settings
+
+
+def test_nothing_set_means_the_documented_defaults() -> None:
+    """An empty environment, and one of empty strings, give the defaults of the README."""
+    assert Settings.from_environment({}) == Settings()
+    assert Settings.from_environment({"FOUNDRY_TIMEOUT": " ", "FOUNDRY_MODEL": ""}) == Settings()
+    assert (Settings().timeout, Settings().retries, Settings().log_level) == (30, 3, "INFO")
+
+
+def test_every_variable_arrives() -> None:
+    """Each FOUNDRY_ variable ends in its own field."""
+    assert Settings.from_environment(
+        {
+            "FOUNDRY_MODEL": "phi-4-mini",
+            "FOUNDRY_TIMEOUT": "2.5",
+            "FOUNDRY_RETRIES": "0",
+            "FOUNDRY_LOG_LEVEL": "debug",
+            "FOUNDRY_ENDPOINT": "http://127.0.0.1:5000/catalogs/local/v1/",
+            "FOUNDRY_API_KEY": "secret",
+            "FOUNDRY_MODEL_DIR": "models/mine",
+        }
+    ) == Settings(
+        model="phi-4-mini",
+        timeout=2.5,
+        retries=0,
+        log_level="DEBUG",
+        endpoint="http://127.0.0.1:5000/catalogs/local",
+        api_key="secret",
+        model_dir=Path("models/mine"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("FOUNDRY_TIMEOUT", "soon"),
+        ("FOUNDRY_TIMEOUT", "0"),
+        ("FOUNDRY_TIMEOUT", "nan"),
+        ("FOUNDRY_TIMEOUT", "inf"),
+        ("FOUNDRY_RETRIES", "-1"),
+        ("FOUNDRY_RETRIES", "2.5"),
+        ("FOUNDRY_LOG_LEVEL", "loud"),
+        ("FOUNDRY_ENDPOINT", "127.0.0.1:5000"),
+    ],
+)
+def test_a_bad_value_names_its_variable(name: str, text: str) -> None:
+    """What can't be used is refused with the variable's name and the value."""
+    with pytest.raises(SettingsError, match=name) as caught:
+        Settings.from_environment({name: text})
+    assert text in str(caught.value)
+
+
+@given(st.text(max_size=20))
+def test_any_timeout_is_positive_seconds_or_refused(text: str) -> None:
+    """No text whatever becomes a timeout that isn't a positive, finite number."""
+    try:
+        settings = Settings.from_environment({"FOUNDRY_TIMEOUT": text})
+    except SettingsError:
+        return
+    assert 0 < settings.timeout < float("inf")
+
+
+def test_a_key_never_shows() -> None:
+    """Neither the record's repr nor the error for a key in the URL repeats the secret."""
+    assert "s3cret" not in repr(Settings(api_key="s3cret"))
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"FOUNDRY_ENDPOINT": "https://me:s3cret@host"})
+    assert "s3cret" not in str(caught.value)
