@@ -5,27 +5,22 @@ that make calls resilient are httpx transports, and `FoundryAPIClient` is where 
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import httpx
 
+from foundry_lab.answers import Listing, Status, parse, read, status_error
 from foundry_lab.chat import ChatParameters, ChatRequest, Completion, conversation
 from foundry_lab.errors import (
     CallError,
     ConnectionLost,
-    ContextTooLong,
     DeadlineExceeded,
-    InvalidResponse,
-    ModelBusy,
     ModelNotFound,
-    ModelNotLoaded,
     ServiceUnreachable,
-    StatusError,
     nearest_names,
 )
 from foundry_lab.health import Health, memory_of
@@ -34,12 +29,7 @@ from foundry_lab.settings import DEFAULT_MODEL, Settings
 
 __all__ = ["FoundryAPIClient", "Model"]
 
-T = TypeVar("T")
-
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-MAX_BODY = 16_000_000
-"""Bytes of an answer that are read at most: a server must not be able to fill our memory."""
 
 
 @dataclass(frozen=True)
@@ -172,22 +162,22 @@ class FoundryAPIClient:
         try:
             async with self._deadline():
                 root = self._http.base_url.copy_with(path="/status")
-                status = _parse(dict, await self._call("GET", root))
-                loaded = _parse(list, await self._call("GET", "/models/loaded"))
+                status = parse(Status, await self._call("GET", root))
+                loaded = parse(list[str], await self._call("GET", "/models/loaded"))
         except CallError as error:
             return Health("down", error.what, [], None)
-        memory = memory_of(status.get("pid", -1)) if root.host in LOOPBACK else None
+        memory = memory_of(status.pid) if root.host in LOOPBACK else None
         if not loaded:
             return Health("degraded", "No model is loaded.", [], memory)
         return Health("ok", "", loaded, memory)
 
     async def _models(self) -> list[Model]:
-        listing = _parse(dict, await self._call("GET", "/v1/models"))
-        loaded = _parse(list, await self._call("GET", "/models/loaded"))
+        listing = parse(Listing, await self._call("GET", "/v1/models"))
+        loaded = parse(list[str], await self._call("GET", "/models/loaded"))
         aliases = self._service.aliases if self._service else {}
         return [
             Model(known, aliases.get(known) or alias_of(known), known in loaded)
-            for known in (entry["id"] for entry in listing.get("data", []))
+            for known in (entry.id for entry in listing.data)
         ]
 
     async def _model_id(self, name: str | None) -> str:
@@ -237,7 +227,7 @@ class FoundryAPIClient:
         """Send one request and read its answer, or raise the `CallError` that fits."""
         try:
             async with self._http.stream(method, url, json=body) as response:
-                text = await _read(response)
+                text = await read(response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise ServiceUnreachable(
                 f"Nobody answers at {self._http.base_url}: {error}",
@@ -250,65 +240,9 @@ class FoundryAPIClient:
             ) from error
         if response.status_code != 200:
             self._model_ids.clear()  # they may be the names of a service that was replaced
-            raise _error(response.status_code, text)
+            raise status_error(response.status_code, text)
         return text
 
 
 def _names(model: Model) -> tuple[str, str]:
     return model.id, model.alias
-
-
-async def _read(response: httpx.Response) -> str:
-    body = bytearray()
-    async for piece in response.aiter_bytes():
-        body += piece
-        if len(body) > MAX_BODY:
-            raise InvalidResponse(
-                f"The answer is longer than {MAX_BODY:,} bytes.",
-                fix="Check that the endpoint is a Foundry Local service.",
-            )
-    return body.decode("utf-8", errors="replace")
-
-
-def _parse(kind: type[T], text: str) -> T:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, kind):
-        raise InvalidResponse(
-            f"The answer is not the JSON that Foundry Local gives; it begins with {text[:80]!r}.",
-            fix="Check that the endpoint is a Foundry Local service and not a web page.",
-        )
-    return value
-
-
-def _error(status: int, text: str) -> StatusError:
-    """Turn an answer with an error status into the typed error that says what to do."""
-    try:
-        said = str(json.loads(text)["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        said = text.strip()[:200] or "(nothing)"
-    if status == 404 and "Model not found" in said:
-        return ModelNotFound(said, fix="See await client.models() for the names.", status=status)
-    if "must be loaded" in said:
-        return ModelNotLoaded(
-            said,
-            fix=f"Load it first: await client.load({said.split(chr(39))[1]!r}).",
-            status=status,
-        )
-    if "maximum context length" in said:
-        return ContextTooLong(
-            f"Prompt and max_tokens do not fit: {said[said.find('request requires') :]}.",
-            fix="Shorten the prompt or lower max_tokens.",
-            status=status,
-        )
-    if "still using it" in said:
-        return ModelBusy(
-            said, fix="Wait for the running generation to end, then try again.", status=status
-        )
-    return StatusError(
-        f"The service answered with status {status}: {said}",
-        fix="4xx: mend the request. 5xx: see service.log, and try again later.",
-        status=status,
-    )

@@ -28,5 +28,5 @@ def memory_of(pid: int) -> float | None:
     try:
         resident: int = psutil.Process(pid).memory_info().rss
         return round(resident / 1e6, 1)
-    except psutil.Error:
+    except (psutil.Error, ValueError):
         return None

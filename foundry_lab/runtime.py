@@ -1,8 +1,8 @@
-"""The child process: the real Foundry Local runtime, said in one line of JSON to its parent.
+"""What runs in the child process: the real Foundry Local runtime and its web service.
 
-``foundry_lab.service`` runs this as ``python -m foundry_lab.runtime PLAN``. It loads one model,
-starts the web service, and then waits for its standard input to close: that is how it ends with
-its parent, however the parent ends.
+`foundry_lab.child` starts it as ``python -m foundry_lab.runtime PLAN FOLDER``. It loads one model,
+says in one line of JSON where it listens, and waits for its standard input to close: that is how
+it ends with its parent, however the parent ends.
 """
 
 import json
@@ -23,6 +23,7 @@ from foundry_local_sdk import (
 from foundry_local_sdk.exception import FoundryLocalException
 from foundry_local_sdk.logging_helper import LogLevel
 
+from foundry_lab.child import Plan
 from foundry_lab.errors import (
     CatalogModelNotFound,
     DownloadFailed,
@@ -31,7 +32,6 @@ from foundry_lab.errors import (
     ServiceStartFailed,
     nearest_names,
 )
-from foundry_lab.plan import Plan
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -46,10 +46,10 @@ _LOG_LEVELS = {
 
 def main() -> None:
     say = _take_stdout()
-    plan = Plan(**json.loads(sys.argv[1]))
-    threading.Thread(target=_end_with_parent, args=(plan.home,), daemon=True).start()
+    plan, folder = Plan(**json.loads(sys.argv[1])), sys.argv[2]
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     try:
-        say({"event": "ready", **_serve(plan, say)})
+        say({"event": "ready", **_serve(plan, folder, say)})
     except FoundryLabError as error:
         say(
             {"event": "failed", "error": type(error).__name__, "what": error.what, "fix": error.fix}
@@ -69,15 +69,15 @@ def _take_stdout() -> Say:
     return say
 
 
-def _end_with_parent(home: str) -> None:
+def _end_with_parent(folder: str) -> None:
     sys.stdin.buffer.read()
-    shutil.rmtree(home, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     # Not sys.exit: closing the runtime waits for a running generation, which can take minutes.
     os._exit(0)
 
 
-def _serve(plan: Plan, say: Say) -> dict[str, Any]:
-    manager = _start_runtime(plan)
+def _serve(plan: Plan, folder: str, say: Say) -> dict[str, Any]:
+    manager = _start_runtime(plan, folder)
     if plan.model_dir is not None:
         model = _register(manager, plan.model, plan.model_dir)
     else:
@@ -103,14 +103,14 @@ def _aliases(manager: FoundryLocalManager) -> dict[str, str]:
     return {variant.id: model.alias for model in models for variant in model.variants}
 
 
-def _start_runtime(plan: Plan) -> FoundryLocalManager:
-    cache_dir = f"{plan.home}/cache" if plan.model_dir is not None else plan.cache_dir
+def _start_runtime(plan: Plan, folder: str) -> FoundryLocalManager:
+    cache_dir = f"{folder}/cache" if plan.model_dir is not None else plan.cache_dir
     FoundryLocalManager.initialize(
         Configuration(
             app_name="foundry-lab",
-            app_data_dir=plan.home,
+            app_data_dir=folder,
             model_cache_dir=cache_dir,
-            logs_dir=plan.home,
+            logs_dir=folder,
             log_level=_LOG_LEVELS[plan.log_level],
             web=Configuration.WebService(urls=f"http://127.0.0.1:{plan.port}"),
             catalog_urls=[(plan.catalog_url, None)] if plan.catalog_url else None,

@@ -1,44 +1,28 @@
-"""The real Foundry Local as a child process: start it, attach to it, stop, kill, restart it.
+"""The real Foundry Local on this machine: start it, attach to it, stop, kill, restart it."""
 
-The child says where it listens as one JSON line on its standard output and ends when its standard
-input closes, so it cannot outlive the notebook that started it. Its log goes to a file.
-"""
-
-import atexit
 import contextlib
-import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
-import psutil
 
-from foundry_lab import errors
+from foundry_lab.answers import parse
+from foundry_lab.child import Child, Plan
 from foundry_lab.errors import (
     CatalogModelNotFound,
-    FoundryLabError,
     InvalidModelFolder,
+    InvalidResponse,
     ServiceError,
-    ServiceStartFailed,
     ServiceUnreachable,
 )
-from foundry_lab.plan import Plan
 from foundry_lab.settings import BUNDLED_MODEL, BUNDLED_MODEL_DIR, DEFAULT_MODEL, Settings
 
 __all__ = ["Service", "alias_of", "start_service"]
 
-SILENCE_LIMIT = 60.0
-"""Seconds a starting child may say nothing before it is taken for hung."""
+ATTACH_TIMEOUT = 5.0
+"""Seconds that a service which is said to run may take to say which models it has loaded."""
 
 DOWNLOADED_MODELS = Path.home() / ".foundry-lab" / "cache" / "models"
 
@@ -82,8 +66,7 @@ class Service:
         """Model id → alias, as far as known."""
         self._catalog_url = catalog_url
         self._cache_dir = cache_dir
-        self._process: subprocess.Popen[str] | None = None
-        self._home: Path | None = None
+        self._child: Child | None = None
 
     def __enter__(self) -> Self:
         return self if self.alive else self.start()
@@ -107,19 +90,17 @@ class Service:
     @property
     def pid(self) -> int | None:
         """The process id of the child; None for a service that was found running."""
-        return self._process.pid if self._process else None
+        return self._child.process.pid if self._child else None
 
     @property
     def alive(self) -> bool:
         """Whether the child runs; a service that was found running counts as alive."""
-        return self._process.poll() is None if self._process else bool(self.url)
+        return self._child.process.poll() is None if self._child else bool(self.url)
 
     @property
     def log(self) -> str:
         """What the service has logged since it started."""
-        if self._home is None or not (file := self._home / "service.log").exists():
-            return ""
-        return file.read_text(encoding="utf-8", errors="replace")
+        return self._child.log if self._child else ""
 
     def start(self) -> Self:
         """Start the child, or attach to ``FOUNDRY_ENDPOINT``, and wait until it answers.
@@ -136,7 +117,7 @@ class Service:
             return self
         if self.settings.endpoint is not None:
             self.url = self.settings.endpoint
-            self.model_id = _served_model(self.url, self.settings)
+            self.model_id = _served_model(self.url, self.settings.model)
             return self
         if self.settings.model_dir is not None:
             self._spawn(*_own_model(self.settings.model_dir))
@@ -150,20 +131,8 @@ class Service:
 
     def stop(self) -> None:
         """End the child and remove its files; a service that was found running is left alone."""
-        if self._process is None:
-            return
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        shutil.rmtree(self._home or "", ignore_errors=True)
-        atexit.unregister(self.stop)
+        if self._child is not None:
+            self._child.stop()
 
     def kill(self) -> None:
         """Kill the child as ``kill -9`` does: no goodbye, connections broken in the middle.
@@ -171,8 +140,7 @@ class Service:
         Raises:
             ServiceError: The service was not started here.
         """
-        self._own_process("killed").kill()
-        self.stop()
+        self._own_child("killed").kill()
 
     def restart(self) -> Self:
         """Start again on the same port, so that clients find it where it was.
@@ -181,23 +149,22 @@ class Service:
             ServiceError: The service was not started here.
             PortInUse: Something took the port meanwhile.
         """
-        self._own_process("restarted")
-        self.stop()
+        self._own_child("restarted").stop()
         return self.start()
 
     def wait(self) -> None:
         """Wait until the child ends; one that was found running is not waited for."""
-        if self._process is not None:
-            self._process.wait()
+        if self._child is not None:
+            self._child.process.wait()
 
-    def _own_process(self, done: str) -> subprocess.Popen[str]:
-        if self._process is None:
+    def _own_child(self, done: str) -> Child:
+        if self._child is None:
             raise ServiceError(
                 f"The service at {self.url or 'no address yet'} was not started here, "
                 f"so it can't be {done} here.",
                 fix="Unset FOUNDRY_ENDPOINT to let the notebook start a service of its own.",
             )
-        return self._process
+        return self._child
 
     def _spawn_default(self) -> None:
         """Serve the default model where it is on this machine, else the bundled one."""
@@ -208,11 +175,8 @@ class Service:
         return self._spawn(BUNDLED_MODEL, BUNDLED_MODEL_DIR)
 
     def _spawn(self, alias: str, model_dir: Path | None = None, download: bool = False) -> None:
-        _remove_left_over_homes()
-        self._home = Path(tempfile.mkdtemp(prefix=f"foundry-lab-{os.getpid()}-"))
         plan = Plan(
             model=alias,
-            home=str(self._home),
             port=self.port,
             log_level=self.settings.log_level,
             model_dir=str(model_dir) if model_dir else None,
@@ -220,73 +184,10 @@ class Service:
             catalog_url=self._catalog_url,
             download=download,
         )
-        with (self._home / "service.log").open("w", encoding="utf-8") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "foundry_lab.runtime", json.dumps(asdict(plan))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                encoding="utf-8",
-                **_own_process_group(),
-            )
-        atexit.register(self.stop)
-        try:
-            ready = self._wait_until_ready()
-        except BaseException:  # Ctrl-C during a download too: the child must not stay
-            self._process.kill()
-            self.stop()
-            raise
+        self._child = Child(plan)
+        ready = self._child.wait_until_ready()
         self.url, self.model_id, self.aliases = ready["url"], ready["model_id"], ready["aliases"]
         self.port = httpx.URL(self.url).port or self.port
-
-    def _wait_until_ready(self) -> dict[str, Any]:
-        with contextlib.closing(_DownloadBar()) as bar:
-            for line in self._lines():
-                if line["event"] == "ready":
-                    return line
-                if line["event"] == "failed":
-                    error: type[FoundryLabError] = getattr(errors, line["error"])
-                    raise error(line["what"], fix=line["fix"])
-                bar.show(line["model"], line["percent"])
-        last_words = "\n".join(self.log.splitlines()[-5:])
-        raise ServiceStartFailed(
-            f"The service ended, or said nothing for {SILENCE_LIMIT:.0f} s, before it was ready."
-            f" Its last words:\n{last_words or '(none)'}",
-            fix="Run `python -m foundry_lab doctor`.",
-        )
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """Yield what the child says, line by line; a child that falls silent for long is killed."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        while True:
-            watchdog = threading.Timer(SILENCE_LIMIT, self._process.kill)
-            watchdog.start()
-            try:
-                line = self._process.stdout.readline()
-            finally:
-                watchdog.cancel()
-            if not line:
-                return
-            yield json.loads(line)
-
-
-class _DownloadBar:
-    """A progress bar that appears with the first report."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def show(self, model: str, percent: float) -> None:
-        if self._bar is None:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=100, desc=f"Downloading {model}", unit="%")
-        self._bar.update(percent - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _own_model(folder: Path) -> tuple[str, Path]:
@@ -299,32 +200,19 @@ def _own_model(folder: Path) -> tuple[str, Path]:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name), folder.resolve()
 
 
-def _served_model(url: str, settings: Settings) -> str:
-    """Ask a running service which model to use: the one in the settings, else the first loaded."""
+def _served_model(url: str, wanted: str | None) -> str:
+    """Ask a running service for the id of the wanted model, or of the first that is loaded."""
     try:
-        loaded = httpx.get(f"{url}/models/loaded", timeout=settings.timeout).raise_for_status()
-        return str(settings.model or next(iter(loaded.json()), ""))
-    except (httpx.HTTPError, ValueError) as error:
+        answer = httpx.get(f"{url}/models/loaded", timeout=ATTACH_TIMEOUT).raise_for_status()
+        loaded = parse(list[str], answer.text)
+    except (httpx.HTTPError, InvalidResponse) as error:
         raise ServiceUnreachable(
             f"No Foundry Local service answers at {url}: {error}",
             fix="Start one with `python -m foundry_lab serve` and set FOUNDRY_ENDPOINT to the URL "
             "it prints, or unset FOUNDRY_ENDPOINT.",
         ) from error
-
-
-def _own_process_group() -> dict[str, Any]:
-    """Keep Ctrl-C and "Interrupt kernel" away from the child: they are meant for the notebook."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
-
-
-def _remove_left_over_homes() -> None:
-    """Remove what a notebook and its service left when both were killed at the same moment."""
-    for home in Path(tempfile.gettempdir()).glob("foundry-lab-*-*"):
-        owner = home.name.split("-")[2]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(home, ignore_errors=True)
+    fitting = [known for known in loaded if wanted in (None, known, alias_of(known))]
+    return next(iter(fitting), wanted or "")
 
 
 _shared: Service | None = None

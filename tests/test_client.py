@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from foundry_lab import FoundryAPIClient, Service, Settings
-from foundry_lab.client import MAX_BODY
+from foundry_lab.answers import MAX_BODY
 from foundry_lab.errors import (
     ConnectionLost,
     ContextTooLong,

@@ -256,9 +256,10 @@ def _failing_python() -> str:
     return "/bin/false" if sys.platform != "win32" else r"C:\Windows\System32\where.exe"
 
 
-def test_attaching_uses_what_runs_and_leaves_it_alone(service: Service) -> None:
+@pytest.mark.parametrize("model", [None, "lab-tiny", "lab-tiny:1"])
+def test_attaching_uses_what_runs_and_leaves_it_alone(service: Service, model: str | None) -> None:
     """With an endpoint nothing is started, and stop, kill and restart do not touch it."""
-    with Service(Settings(endpoint=service.url)) as attached:
+    with Service(Settings(endpoint=service.url, model=model)) as attached:
         assert (attached.model_id, attached.pid) == (service.model_id, None)
         with pytest.raises(ServiceError, match="not started here"):
             attached.kill()

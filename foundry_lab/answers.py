@@ -1,0 +1,105 @@
+"""An HTTP answer: read it, but not without end; parse it, or raise the error that fits."""
+
+import json
+import re
+from typing import TypeVar
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from foundry_lab.errors import (
+    ContextTooLong,
+    InvalidResponse,
+    ModelBusy,
+    ModelNotFound,
+    ModelNotLoaded,
+    StatusError,
+)
+
+__all__ = ["MAX_BODY", "Listing", "Status", "parse", "read", "status_error"]
+
+MAX_BODY = 16_000_000
+"""Bytes of an answer that are read at most: a server must not be able to fill our memory."""
+
+T = TypeVar("T")
+
+
+class ListedModel(BaseModel):
+    """One entry of ``GET /v1/models``."""
+
+    id: str
+
+
+class Listing(BaseModel):
+    """The answer to ``GET /v1/models``."""
+
+    data: list[ListedModel]
+
+
+class Status(BaseModel):
+    """What we use of the answer to ``GET /status``."""
+
+    pid: int
+
+
+async def read(response: httpx.Response) -> str:
+    """Read the body as text.
+
+    Raises:
+        InvalidResponse: It is longer than `MAX_BODY`.
+    """
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > MAX_BODY:
+            raise InvalidResponse(
+                f"The answer is longer than {MAX_BODY:,} bytes.",
+                fix="Check that the endpoint is a Foundry Local service.",
+            )
+    return body.decode("utf-8", errors="replace")
+
+
+def parse(kind: type[T], text: str) -> T:
+    """Parse JSON that must be of one kind: `Listing`, `Status` or ``list[str]``.
+
+    Raises:
+        InvalidResponse: It is not.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise InvalidResponse(
+            f"The answer is not the JSON that Foundry Local gives; it begins with {text[:80]!r}.",
+            fix="Check that the endpoint is a Foundry Local service and not a web page.",
+        ) from error
+
+
+def status_error(status: int, text: str) -> StatusError:
+    """Turn an answer with an error status into the typed error that says what to do.
+
+    Args:
+        status: The HTTP status code.
+        text: The body: Foundry Local's JSON, its plain text, or a gateway's page.
+    """
+    try:
+        said = str(json.loads(text)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        said = text.strip()[:200] or "(nothing)"
+    for sign, kind, fix in _SIGNS:
+        if sign in said:
+            model = re.search("'(.+?)'", said)
+            return kind(said, fix=fix.format(model=model[1] if model else "…"), status=status)
+    return StatusError(
+        f"The service answered with status {status}: {said}",
+        fix="4xx: mend the request. 5xx: look at the service's log, and try again later.",
+        status=status,
+    )
+
+
+_SIGNS: tuple[tuple[str, type[StatusError], str], ...] = (
+    ("Model not found", ModelNotFound, "See await client.models() for the names."),
+    ("must be loaded", ModelNotLoaded, "Load it first: await client.load('{model}')."),
+    ("maximum context length", ContextTooLong, "Shorten the prompt or lower max_tokens."),
+    ("still using it", ModelBusy, "Wait for the running generation to end, then try again."),
+)
+"""What the service's message contains → the error it means, and what to do."""
