@@ -91,13 +91,14 @@ def replace_pip(project: Path, code: str) -> None:
 def started(
     command: list[str], environment: Mapping[str, str]
 ) -> Iterator[tuple[subprocess.Popen[str], Iterator[str]]]:
-    """Start a program as in a terminal of its own; yield it and its lines; kill it at the end.
+    """Start a program elsewhere, as in a terminal of its own; yield it and its lines; end it.
 
     It hears Ctrl-C even where this test run itself is in the background and does not.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         command,
+        cwd=Path(sys.executable).anchor,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -263,6 +264,7 @@ def test_first_run_replaces_a_broken_venv_and_runs_the_tests(
     assert code == 3
     assert not (project / ".venv" / "half an old one").exists()
     assert (project / ".venv" / start.STAMP.name).exists()
+    assert not (project / ".venv" / start.PIP_LOG.name).exists()
 
 
 def test_pip_runs_only_when_something_changed(project: Path) -> None:
@@ -330,13 +332,17 @@ def test_a_failure_of_pip_that_is_not_the_networks_is_not_called_so(project: Pat
 def test_doctor_helps_before_the_set_up_and_asks_the_lab_after_it(
     bare: Path, project: Path
 ) -> None:
-    """Without .venv doctor says what is missing; with it the package has the last word."""
+    """Without a .venv, or with a broken one, doctor says so; else the package has the last word."""
     code, output = run(bare, "doctor")
     assert code == 1
     assert "NOT .venv There is no .venv yet" in output
     code, output = run(project, "doctor")
     assert code == 0
     assert output.endswith("the lab was asked: ['doctor']")
+    shutil.rmtree(project / ".venv" / start.BIN.name)
+    code, output = run(project, "doctor")
+    assert code == 1
+    assert output.endswith("\u2192 python start.py sets it up.")
 
 
 def test_help_and_mistyped_arguments(bare: Path) -> None:
