@@ -29,7 +29,8 @@ class Plot:
     rows: tuple[tuple[str, ...], ...]
 
     def table(self) -> None:
-        """Print the numbers behind the figure."""
+        """Print the figure's words and its numbers: JupyterLab shows no alt text of a picture."""
+        print(self.alt)
         table(self.header, self.rows)
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
