@@ -1,7 +1,6 @@
 """What works on this machine, and what to do about what doesn't."""
 
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -17,9 +16,6 @@ from foundry_lab.service import Service
 from foundry_lab.settings import Settings
 
 __all__ = ["Finding", "examine"]
-
-FREE_DISK = 1.0
-"""Gigabytes (10⁹ bytes) that should be free: logs, notebooks, a second install."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,6 @@ def examine() -> Iterator[Finding]:
     """Examine this machine step by step, ending at the first step that all later ones need."""
     yield _python()
     yield _packages()
-    yield _disk()
     try:
         settings = Settings.from_environment()
         yield Finding("settings", True, _described(settings))
@@ -72,11 +67,6 @@ def _packages() -> Finding:
         return Finding("packages", True, ", ".join(found))
     except PackageNotFoundError as error:
         return Finding("packages", False, str(error), "Run `python start.py` once, with a network.")
-
-
-def _disk() -> Finding:
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
-    return Finding("disk", free >= FREE_DISK, f"{free:.0f} GB free", "Free some disk space.")
 
 
 def _described(settings: Settings) -> str:
