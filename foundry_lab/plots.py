@@ -57,9 +57,9 @@ def strip_plot(samples: Mapping[str, Sequence[float]], *, title: str, unit: str)
     ):
         axes.scatter(values, [row] * len(values), color=color, marker=marker, alpha=0.5, s=28)
         axes.plot([median(values)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=2)
-    n = min(map(len, samples.values()))
-    axes.set_title(f"{title} (n = {n} each, bar = median)", loc="left", fontsize=11)
-    axes.set_yticks(range(len(samples)), list(samples))
+    axes.set_title(f"{title} (bar: median)", loc="left", fontsize=11)
+    names = [f"{name}\nn = {len(values)}" for name, values in samples.items()]
+    axes.set_yticks(range(len(samples)), names)
     axes.set_ylim(len(samples) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
