@@ -140,6 +140,8 @@ def our_environment(theirs: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of what we run: as if .venv were activated, and nothing else."""
     ours = {name: value for name, value in theirs.items() if name not in FOREIGN}
     ours["PATH"] = os.pathsep.join((str(BIN), ours.get("PATH", os.defpath)))
+    for name in ("NO_PROXY", "no_proxy"):  # the service is on this machine, behind no proxy
+        ours[name] = ",".join(filter(None, (ours.get(name), "127.0.0.1", "localhost", "::1")))
     return ours | {"VIRTUAL_ENV": str(VENV), "JUPYTER_PREFER_ENV_PATH": "1"}
 
 

@@ -83,7 +83,7 @@ def status_error(status: int, text: str) -> StatusError:
     """
     try:
         said = str(json.loads(text)["error"]["message"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         said = text.strip()[:200] or "(nothing)"
     for sign, kind, fix in _SIGNS:
         if sign in said:

@@ -8,11 +8,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+)
 
 from foundry_lab.errors import InvalidRequest, InvalidResponse, nearest_names
 
 __all__ = ["ChatParameters", "ChatRequest", "Completion", "Message", "Usage", "conversation"]
+
+INT32 = 2**31 - 1
+"""The largest number the service reads; it ignores a larger one."""
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
@@ -28,7 +38,7 @@ class ChatParameters(TypedDict, total=False):
     top_p: float
     """0 to 1: draw only from the likeliest tokens that together have this probability."""
     seed: int
-    """Start of the random draws: same seed, same text."""
+    """Start of the random draws, from 0: same seed, same text."""
     stop: str | list[str]
     """Text before which the answer ends."""
     response_format: dict[str, Any]
@@ -46,16 +56,23 @@ class Message(_Strict):
     content: NonEmpty
 
 
+class ResponseFormat(_Strict):
+    """The form an answer must have."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, JsonValue] | None = None
+
+
 class ChatRequest(_Strict):
     """What ``POST /v1/chat/completions`` takes; see `ChatParameters` for the fields."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] = 512
+    max_tokens: Annotated[int, Field(ge=1, le=INT32)] = 512
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, le=INT32)] | None = None
     stop: NonEmpty | list[NonEmpty] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
 
     @classmethod
     def checked(cls, **fields: Any) -> Self:
@@ -76,11 +93,11 @@ class ChatRequest(_Strict):
 
 def conversation(
     prompt: str | None, messages: Sequence[Mapping[str, Any]] | None, system: str | None
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """Join what a caller may give into one list of messages.
 
     Raises:
-        InvalidRequest: Both a prompt and messages were given, or neither.
+        InvalidRequest: Both a prompt and messages were given, or neither, or messages is no list.
     """
     if (prompt is None) == (messages is None):
         given = "Neither prompt nor messages" if prompt is None else "Both prompt and messages"
@@ -88,7 +105,12 @@ def conversation(
             f"{given} given: a request has exactly one of them.",
             fix='Pass prompt="…" for one question, or messages=[…] for a conversation.',
         )
-    turns = [{"role": "user", "content": prompt}] if messages is None else map(dict, messages)
+    if not isinstance(messages, Sequence | None) or isinstance(messages, str):
+        raise InvalidRequest(
+            f"messages is {messages!r}, which is not a list of messages.",
+            fix='Pass messages=[{"role": "user", "content": "…"}], or prompt="…".',
+        )
+    turns = [{"role": "user", "content": prompt}] if messages is None else messages
     return [*([{"role": "system", "content": system}] if system else []), *turns]
 
 
@@ -97,7 +119,8 @@ def _refusal(error: ValidationError) -> InvalidRequest:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return InvalidRequest(
-            f"{where!r} is no parameter of this call. The service would ignore it in silence.",
+            f"{where!r} is not a parameter that this client sends: only what the service honours "
+            "is, as it ignores most of the rest in silence.",
             fix=nearest_names(where, ChatParameters.__annotations__),
         )
     return InvalidRequest(
@@ -146,7 +169,7 @@ class Completion(BaseModel):
                 model=answer["model"],
                 id=answer["id"],
             )
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise InvalidResponse(
                 f"The answer is not a chat completion; it begins with {body[:80]!r}.",
                 fix="Check that FOUNDRY_ENDPOINT is a Foundry Local service and not a web page.",

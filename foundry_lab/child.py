@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,13 +59,12 @@ class Child:
 
     def __init__(self, plan: Plan) -> None:
         _remove_left_over_folders()
+        self._owner = os.getpid()
         self._folder = Path(tempfile.mkdtemp(prefix=f"foundry-lab-{os.getpid()}-"))
+        command = [sys.executable, "-m", "foundry_lab.runtime", json.dumps(asdict(plan))]
         with (self._folder / "service.log").open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "foundry_lab.runtime"),
-                    *(json.dumps(asdict(plan)), str(self._folder)),
-                ],
+                [*command, str(self._folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -117,12 +117,17 @@ class Child:
             yield json.loads(line)
 
     def kill(self) -> None:
-        """End it as ``kill -9`` does, and remove its folder."""
+        """End it as ``kill -9`` does, then clean up after it: remove its folder."""
         self.process.kill()
         self.stop()
 
     def stop(self) -> None:
-        """End it by closing its standard input, and remove its folder."""
+        """End it by closing its standard input, and remove its folder.
+
+        Only the process that started it can: a fork of that one has this object too.
+        """
+        if os.getpid() != self._owner:
+            return
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(OSError):
@@ -166,5 +171,5 @@ def _remove_left_over_folders() -> None:
     """Remove what a notebook and its service left when both were killed at the same moment."""
     for folder in Path(tempfile.gettempdir()).glob("foundry-lab-*-*"):
         owner = folder.name.split("-")[2]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        if re.fullmatch("[0-9]{1,9}", owner) and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)

@@ -19,13 +19,15 @@ from foundry_lab.errors import (
     CallError,
     ConnectionLost,
     DeadlineExceeded,
+    InvalidRequest,
+    InvalidResponse,
     ModelNotFound,
     ServiceUnreachable,
     nearest_names,
 )
 from foundry_lab.health import Health, memory_of
-from foundry_lab.service import Service, alias_of, start_service
-from foundry_lab.settings import DEFAULT_MODEL, Settings
+from foundry_lab.service import Service, alias_of, say_once, start_service
+from foundry_lab.settings import DEFAULT_MODEL, Settings, checked_url
 
 __all__ = ["FoundryAPIClient", "Model"]
 
@@ -51,6 +53,10 @@ class FoundryAPIClient:
             notebook's own service, started when it does not run yet.
         settings: Deadline and key; the environment's settings by default.
         transport: What carries the requests instead of httpx's own transport.
+
+    Raises:
+        SettingsError: The URL can't be used.
+        ServiceError: The notebook's own service could not be started.
     """
 
     def __init__(
@@ -62,14 +68,15 @@ class FoundryAPIClient:
     ) -> None:
         self.settings = settings or Settings.from_environment()
         if service is None:
-            service = start_service()
+            service = (settings and settings.endpoint) or start_service()
         self._service = service if isinstance(service, Service) else None
         self._model_ids: dict[str | None, str] = {}
-        key = self.settings.api_key
+        url = service.url if isinstance(service, Service) else checked_url(service)
         self._http = httpx.AsyncClient(
-            base_url=service.url if isinstance(service, Service) else service,
+            base_url=url,
             transport=transport,
-            headers={"Authorization": f"Bearer {key}"} if key else None,
+            headers=self.settings.headers,
+            trust_env=httpx.URL(url).host not in LOOPBACK,  # no proxy leads to this machine
             timeout=None,  # noqa: S113 - httpx has no total timeout; _deadline is one
         )
 
@@ -104,7 +111,8 @@ class FoundryAPIClient:
             prompt: The question; or else `messages`.
             messages: The conversation so far, as ``{"role": …, "content": …}``.
             system: What the model should keep to, put before the rest.
-            model: An id or an alias; by default the model the service was started with.
+            model: An id or an alias; by default the model the service was started with. In the
+                place of ``phi-4-mini``, where that is not loaded, a model that is loaded answers.
             timeout: Seconds for the whole operation; by default ``FOUNDRY_TIMEOUT``.
             **parameters: See `ChatParameters`.
 
@@ -183,30 +191,28 @@ class FoundryAPIClient:
     async def _model_id(self, name: str | None) -> str:
         """Look a name up once: every later call with it saves two requests."""
         if name not in self._model_ids:
-            self._model_ids[name] = (await self._find(name)).id
+            self._model_ids[name] = await self._look_up(name)
         return self._model_ids[name]
 
-    async def _find(self, name: str | None) -> Model:
-        """Find a model by id or alias, loaded ones first; None is the service's own model."""
-        models = sorted(await self._models(), key=lambda model: not model.loaded)
-        if name is None:
-            name = self._service.model_id if self._service else DEFAULT_MODEL
-        for model in models:
-            if name in (model.id, model.alias):
-                return model
-        if name == DEFAULT_MODEL and models:
-            print(f"{name} is not on this machine: {models[0].alias} answers.")
-            return models[0]
-        raise ModelNotFound(
-            f"The service has no model {name!r}."
-            f" {nearest_names(name, [known for model in models for known in _names(model)])}",
-            fix="Use one of these, or start the service with FOUNDRY_MODEL set.",
-            status=404,
-        )
+    async def _look_up(self, name: str | None) -> str:
+        served = self._service.model_id if self._service else ""
+        wanted = name or served or DEFAULT_MODEL
+        models = await self._models()
+        found = _find(models, wanted)
+        if wanted == DEFAULT_MODEL and not (found and found.loaded):
+            loaded = [model for model in models if model.loaded]
+            if stand_in := _find(loaded, served) or next(iter(loaded), None):
+                say_once(f"{wanted} is not on this machine: {stand_in.alias} answers.")
+                found = stand_in
+        if found is None:
+            raise _not_found(wanted, models)
+        return found.id
 
     async def _load_or_unload(self, verb: str, name: str, timeout: float | None) -> Model:
         async with self._deadline(timeout):
-            model = await self._find(name)
+            models = await self._models()
+            if (model := _find(models, name)) is None:
+                raise _not_found(name, models)
             await self._call("GET", f"/models/{verb}/{model.alias}")
             return replace(model, loaded=verb == "load")
 
@@ -214,6 +220,11 @@ class FoundryAPIClient:
     async def _deadline(self, timeout: float | None = None) -> AsyncIterator[None]:
         """Bound everything inside by one point in time, whatever each step may take."""
         seconds = self.settings.timeout if timeout is None else timeout
+        if not isinstance(seconds, (int, float)) or not seconds > 0:
+            raise InvalidRequest(
+                f"timeout is {seconds!r}, which is not a number of seconds above zero.",
+                fix="Pass something like timeout=30, or leave it out.",
+            )
         try:
             async with asyncio.timeout(seconds):
                 yield
@@ -227,11 +238,16 @@ class FoundryAPIClient:
         """Send one request and read its answer, or raise the `CallError` that fits."""
         try:
             async with self._http.stream(method, url, json=body) as response:
-                text = await read(response)
+                text = self._without_key(await read(response))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise ServiceUnreachable(
                 f"Nobody answers at {self._http.base_url}: {error}",
                 fix="Start the service: service.restart(), or `python -m foundry_lab serve`.",
+            ) from error
+        except httpx.DecodingError as error:
+            raise InvalidResponse(
+                f"The answer can't be unpacked: {error}",
+                fix="Check that the endpoint is a Foundry Local service.",
             ) from error
         except httpx.TransportError as error:
             raise ConnectionLost(
@@ -239,10 +255,28 @@ class FoundryAPIClient:
                 fix="See whether the service still runs: await client.health_check().",
             ) from error
         if response.status_code != 200:
-            self._model_ids.clear()  # they may be the names of a service that was replaced
-            raise status_error(response.status_code, text)
+            refusal = status_error(response.status_code, text)
+            if isinstance(refusal, ModelNotFound):
+                self._model_ids.clear()  # the names of a service that was replaced
+            raise refusal
         return text
 
+    def _without_key(self, text: str) -> str:
+        """A server may echo what it was sent; no error message of ours does."""
+        key = self.settings.api_key
+        return text.replace(key, "[key]") if key else text
 
-def _names(model: Model) -> tuple[str, str]:
-    return model.id, model.alias
+
+def _find(models: list[Model], name: str) -> Model | None:
+    """Find a model by id or alias; of several variants with one alias, a loaded one."""
+    fitting = [model for model in models if name in (model.id, model.alias)]
+    return next((model for model in fitting if model.loaded), next(iter(fitting), None))
+
+
+def _not_found(name: str, models: list[Model]) -> ModelNotFound:
+    known = [known for model in models for known in (model.id, model.alias)]
+    return ModelNotFound(
+        f"The service has no model {name!r}. {nearest_names(name, known)}",
+        fix="Use one of these, or start the service with FOUNDRY_MODEL set.",
+        status=404,
+    )

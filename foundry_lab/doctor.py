@@ -49,6 +49,9 @@ def examine() -> Iterator[Finding]:
             yield from _service(service)
     except FoundryLabError as error:
         yield Finding("service", False, error.what, error.fix)
+    except httpx.HTTPError as error:
+        why = f"no answer to a short question: {error!r}"
+        yield Finding("answer", False, why, "Allow it more time with FOUNDRY_TIMEOUT.")
 
 
 def _python() -> Finding:
@@ -72,27 +75,28 @@ def _packages() -> Finding:
 def _described(settings: Settings) -> str:
     key = "with a key" if settings.api_key else "no key"
     where = settings.endpoint or settings.model_dir or settings.model or "the default model"
-    return f"{where}, timeout {settings.timeout:g} s, {settings.retries} retries, {key}"
+    return f"{where}, timeout {settings.timeout:g} s, {key}"
 
 
 def _service(service: Service) -> Iterator[Finding]:
-    with httpx.Client(base_url=service.url, timeout=service.settings.timeout) as http:
-        started = time.perf_counter()
-        answer = http.post(
-            "/v1/chat/completions",
-            json={
-                "model": service.model_id,
-                "messages": [{"role": "user", "content": "What is jitter?"}],
-                "max_tokens": 8,
-                "temperature": 0,
-            },
-        )
-        took = (time.perf_counter() - started) * 1000
-        yield Finding(
-            "answer",
-            answer.status_code == 200,
-            f"status {answer.status_code} in {took:.0f} ms",
-            f"The service said: {answer.text[:200]}",
-        )
+    started = time.perf_counter()
+    answer = httpx.post(
+        f"{service.url}/v1/chat/completions",
+        json={
+            "model": service.model_id,
+            "messages": [{"role": "user", "content": "What is jitter?"}],
+            "max_tokens": 8,
+            "temperature": 0,
+        },
+        headers=service.settings.headers,
+        timeout=service.settings.timeout,
+    )
+    took = (time.perf_counter() - started) * 1000
+    yield Finding(
+        "answer",
+        answer.status_code == 200,
+        f"status {answer.status_code} in {took:.0f} ms",
+        f"The service said: {answer.text[:200]}",
+    )
     if service.pid is not None:
         yield Finding("memory", True, f"{memory_of(service.pid)} MB in the service's process")

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 from typing import Any
 
 __all__ = ["compare", "expect", "table"]
+
+WIDTH = 96
+"""Characters that fit into an output of a notebook: JupyterLab breaks longer lines inside words."""
 
 
 def compare(guess: object, measured: object) -> None:
@@ -25,7 +29,8 @@ def expect(*errors: type[BaseException]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        print(f"{type(error).__name__}: {error}")
+        for line in f"{type(error).__name__}: {error}".splitlines():
+            print(fill(line, WIDTH, subsequent_indent="  ", break_long_words=False))
     else:
         raise AssertionError(f"expected {' or '.join(kind.__name__ for kind in errors)}, got none")
 

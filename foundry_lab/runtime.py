@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from foundry_local_sdk import (
     CatalogType,
@@ -51,11 +51,16 @@ def main() -> None:
     try:
         say({"event": "ready", **_serve(plan, folder, say)})
     except FoundryLabError as error:
-        say(
-            {"event": "failed", "error": type(error).__name__, "what": error.what, "fix": error.fix}
-        )
-        os._exit(1)
+        _fail(say, error)
+    except FoundryLocalException as error:
+        fix = "Run `python -m foundry_lab doctor`, and try FOUNDRY_MODEL=lab-tiny."
+        _fail(say, ServiceStartFailed(f"The runtime refused to start: {error}", fix=fix))
     threading.Event().wait()
+
+
+def _fail(say: Say, error: FoundryLabError) -> NoReturn:
+    say({"event": "failed", "error": type(error).__name__, "what": error.what, "fix": error.fix})
+    os._exit(1)
 
 
 def _take_stdout() -> Say:
@@ -175,9 +180,7 @@ def _open_port(manager: FoundryLocalManager, port: int) -> str:
         manager.start_web_service()
     except FoundryLocalException as error:
         if "bind" not in str(error):
-            raise ServiceStartFailed(
-                f"The web service did not start: {error}", fix="Read the log above and try again."
-            ) from error
+            raise
         raise PortInUse(
             f"Nothing can listen on 127.0.0.1:{port}: {str(error).rpartition(' bind ')[2]}.",
             fix="Stop the program that uses the port, or choose port 0 for any free one.",

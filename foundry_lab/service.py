@@ -1,7 +1,9 @@
 """The real Foundry Local on this machine: start it, attach to it, stop, kill, restart it."""
 
 import contextlib
+import os
 import re
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,12 +16,13 @@ from foundry_lab.errors import (
     CatalogModelNotFound,
     InvalidModelFolder,
     InvalidResponse,
+    PortInUse,
     ServiceError,
     ServiceUnreachable,
 )
 from foundry_lab.settings import BUNDLED_MODEL, BUNDLED_MODEL_DIR, DEFAULT_MODEL, Settings
 
-__all__ = ["Service", "alias_of", "start_service"]
+__all__ = ["Service", "alias_of", "say_once", "start_service"]
 
 ATTACH_TIMEOUT = 5.0
 """Seconds that a service which is said to run may take to say which models it has loaded."""
@@ -99,7 +102,7 @@ class Service:
 
     @property
     def log(self) -> str:
-        """What the service has logged since it started."""
+        """What the running service has logged; empty once it has ended."""
         return self._child.log if self._child else ""
 
     def start(self) -> Self:
@@ -115,9 +118,9 @@ class Service:
         """
         if self.alive:
             return self
+        _keep_proxies_out()
         if self.settings.endpoint is not None:
-            self.url = self.settings.endpoint
-            self.model_id = _served_model(self.url, self.settings.model)
+            self.url, self.model_id = _attach(self.settings.endpoint, self.settings)
             return self
         if self.settings.model_dir is not None:
             self._spawn(*_own_model(self.settings.model_dir))
@@ -171,7 +174,7 @@ class Service:
         if any(self._cache_dir.rglob("inference_model.json")):  # asking the catalog is slow
             with contextlib.suppress(CatalogModelNotFound):
                 return self._spawn(DEFAULT_MODEL)
-        print(f"{DEFAULT_MODEL} is not on this machine: {BUNDLED_MODEL} answers.")
+        say_once(f"{DEFAULT_MODEL} is not on this machine: {BUNDLED_MODEL} answers.")
         return self._spawn(BUNDLED_MODEL, BUNDLED_MODEL_DIR)
 
     def _spawn(self, alias: str, model_dir: Path | None = None, download: bool = False) -> None:
@@ -184,6 +187,8 @@ class Service:
             catalog_url=self._catalog_url,
             download=download,
         )
+        if self._child is not None:
+            self._child.stop()
         self._child = Child(plan)
         ready = self._child.wait_until_ready()
         self.url, self.model_id, self.aliases = ready["url"], ready["model_id"], ready["aliases"]
@@ -197,25 +202,57 @@ def _own_model(folder: Path) -> tuple[str, Path]:
             "so it holds no model for ONNX Runtime GenAI.",
             fix="Point FOUNDRY_MODEL_DIR at what the onnxruntime-genai model builder wrote.",
         )
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name), folder.resolve()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")
+    return name or "model", folder.resolve()
 
 
-def _served_model(url: str, wanted: str | None) -> str:
-    """Ask a running service for the id of the wanted model, or of the first that is loaded."""
+def _attach(url: str, settings: Settings) -> tuple[str, str]:
+    """Find a running service: its base URL, and the id of the wanted or of the first loaded model.
+
+    Models of one's own live below ``/catalogs/local``, which is easily forgotten.
+    """
+    loaded = _loaded_models(url, settings)
+    if not loaded and not url.endswith("/catalogs/local"):
+        with contextlib.suppress(ServiceUnreachable):
+            loaded = _loaded_models(f"{url}/catalogs/local", settings)
+            url = f"{url}/catalogs/local" if loaded else url
+    wanted = settings.model
+    fitting = [known for known in loaded if wanted in (None, known, alias_of(known))]
+    return url, next(iter(fitting), wanted or "")
+
+
+def _loaded_models(url: str, settings: Settings) -> list[str]:
     try:
-        answer = httpx.get(f"{url}/models/loaded", timeout=ATTACH_TIMEOUT).raise_for_status()
-        loaded = parse(list[str], answer.text)
+        answer = httpx.get(f"{url}/models/loaded", headers=settings.headers, timeout=ATTACH_TIMEOUT)
+        return parse(list[str], answer.raise_for_status().text)
     except (httpx.HTTPError, InvalidResponse) as error:
         raise ServiceUnreachable(
             f"No Foundry Local service answers at {url}: {error}",
             fix="Start one with `python -m foundry_lab serve` and set FOUNDRY_ENDPOINT to the URL "
             "it prints, or unset FOUNDRY_ENDPOINT.",
         ) from error
-    fitting = [known for known in loaded if wanted in (None, known, alias_of(known))]
-    return next(iter(fitting), wanted or "")
+
+
+def _keep_proxies_out() -> None:
+    """Tell httpx, and whatever else reads the environment, to reach this machine directly."""
+    for name in ("NO_PROXY", "no_proxy"):
+        others = os.environ.get(name, "")
+        if "127.0.0.1" not in others:
+            os.environ[name] = ",".join(filter(None, [others, "127.0.0.1", "localhost", "::1"]))
+
+
+_said: set[str] = set()
+
+
+def say_once(sentence: str) -> None:
+    """Print what a learner should know, but not every time."""
+    if sentence not in _said:
+        _said.add(sentence)
+        print(sentence)
 
 
 _shared: Service | None = None
+_starting = threading.Lock()
 
 
 def start_service() -> Service:
@@ -229,11 +266,15 @@ def start_service() -> Service:
     """
     global _shared
     settings = Settings.from_environment()
-    if _shared is not None and _shared.alive and _shared.settings == settings:
+    with _starting:
+        if _shared is not None and _shared.alive and _shared.settings == settings:
+            return _shared
+        port = 0
+        if _shared is not None:
+            _shared.stop()
+            port = _shared.port
+        try:
+            _shared = Service(settings, port=port).start()
+        except PortInUse:
+            _shared = Service(settings).start()
         return _shared
-    port = 0
-    if _shared is not None:
-        _shared.stop()
-        port = _shared.port
-    _shared = Service(settings, port=port).start()
-    return _shared

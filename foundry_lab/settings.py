@@ -1,13 +1,17 @@
 """What the environment says: the ``FOUNDRY_*`` variables, read once into one frozen record."""
 
+import contextlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 from foundry_lab.errors import SettingsError
 
-__all__ = ["BUNDLED_MODEL", "BUNDLED_MODEL_DIR", "DEFAULT_MODEL", "Settings"]
+__all__ = ["BUNDLED_MODEL", "BUNDLED_MODEL_DIR", "DEFAULT_MODEL", "Settings", "checked_url"]
 
 DEFAULT_MODEL = "phi-4-mini"
 BUNDLED_MODEL = "lab-tiny"
@@ -40,6 +44,11 @@ class Settings:
     model_dir: Path | None = None
     """``FOUNDRY_MODEL_DIR``: a folder of one's own in the format of ONNX Runtime GenAI."""
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The HTTP headers that carry the key, if there is one."""
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
         """Read the ``FOUNDRY_*`` variables; one that is unset or empty means its default.
@@ -62,9 +71,9 @@ class Settings:
             timeout=_positive_seconds(given.get("TIMEOUT", "30")),
             retries=_whole_number(given.get("RETRIES", "3")),
             log_level=_log_level(given.get("LOG_LEVEL", "INFO")),
-            endpoint=_endpoint(given["ENDPOINT"]) if "ENDPOINT" in given else None,
-            api_key=given.get("API_KEY"),
-            model_dir=Path(folder).expanduser() if folder else None,
+            endpoint=checked_url(given["ENDPOINT"]) if "ENDPOINT" in given else None,
+            api_key=_key(given["API_KEY"]) if "API_KEY" in given else None,
+            model_dir=_folder(folder) if folder else None,
         )
 
 
@@ -82,7 +91,7 @@ def _positive_seconds(text: str) -> float:
 
 
 def _whole_number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not re.fullmatch("[0-9]{1,4}", text):
         raise SettingsError(
             f"FOUNDRY_RETRIES is {text!r}, which is not a whole number from zero up.",
             fix="Set it to something like 3 (0 means one attempt only), or unset it.",
@@ -100,17 +109,41 @@ def _log_level(text: str) -> str:
     return level
 
 
-def _endpoint(text: str) -> str:
-    """Cut a trailing slash and ``/v1``: the client adds the rest of the path itself."""
-    url = text.rstrip("/").removesuffix("/v1")
+def _folder(text: str) -> Path:
+    with contextlib.suppress(RuntimeError):  # ~somebody who is not known here
+        return Path(text).expanduser().resolve()
+    return Path(text).resolve()
+
+
+def _key(text: str) -> str:
+    if not re.fullmatch("[!-~]+", text):
+        raise SettingsError(
+            "FOUNDRY_API_KEY holds a space, a line break or a letter that no header can carry.",
+            fix="Set it again, without quotes or a line break; it is not shown here on purpose.",
+        )
+    return text
+
+
+def checked_url(text: str) -> str:
+    """Check the URL of a service, and cut a trailing slash and ``/v1``: the client adds its own.
+
+    Raises:
+        SettingsError: It is no http:// or https:// URL, or it holds a password.
+    """
+    url = text.rstrip("/").removesuffix("/v1").rstrip("/")
     if "@" in url:
         raise SettingsError(
-            "FOUNDRY_ENDPOINT holds a user name or a password, which would reach logs.",
+            "The URL of the service holds a user name or a password, which would reach logs.",
             fix="Put the key into FOUNDRY_API_KEY and leave it out of the URL.",
         )
-    if not url.startswith(("http://", "https://")):
+    try:
+        parts = httpx.URL(url)
+        usable = parts.scheme in ("http", "https") and parts.host and (parts.port or 80) < 65536
+    except (httpx.InvalidURL, ValueError):
+        usable = False
+    if not usable:
         raise SettingsError(
-            f"FOUNDRY_ENDPOINT is {text!r}, which is not an http:// or https:// URL.",
-            fix="Use what `python -m foundry_lab serve` prints, http://127.0.0.1:PORT/…",
+            f"FOUNDRY_ENDPOINT, or the URL given, is {text!r}: no http:// or https:// URL.",
+            fix="Use what `python -m foundry_lab serve` prints: http://127.0.0.1:PORT/…",
         )
     return url

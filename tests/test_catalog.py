@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -112,6 +113,20 @@ async def test_a_downloaded_model_is_listed_loaded_and_served(
             await client.load("phi-4-mini")
 
 
+@pytest.mark.anyio
+async def test_a_known_but_absent_default_model_falls_back_too(
+    catalog_url: str, cache: Path
+) -> None:
+    """phi-4-mini in the catalog, not downloaded, another model served: that one answers."""
+    (folder,) = cache.glob("lab/*")
+    (folder / "inference_model.json").write_text('{"Name": "qwen-instruct-generic-cpu:1"}')
+    served = Service(Settings(model="qwen"), catalog_url=catalog_url, cache_dir=cache)
+    with served as running:
+        async with FoundryAPIClient(running) as client:
+            answer = await client.complete("What is jitter?", model="phi-4-mini", max_tokens=4)
+            assert answer.model == "qwen-instruct-generic-cpu:1"
+
+
 def test_the_default_model_is_used_where_it_is_on_the_machine(
     catalog_url: str, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,9 +137,13 @@ def test_the_default_model_is_used_where_it_is_on_the_machine(
 
 
 def test_the_default_model_is_never_downloaded_unasked(
-    catalog_url: str, cache: Path, capsys: pytest.CaptureFixture[str]
+    catalog_url: str,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing chosen and only another model downloaded: lab-tiny serves, and a line says so."""
+    monkeypatch.setattr("foundry_lab.service._said", set())
     (folder,) = cache.glob("lab/*")
     (folder / "inference_model.json").write_text('{"Name": "qwen-instruct-generic-cpu:1"}')
     folder.rename(folder.with_name("qwen-instruct-generic-cpu-1"))
@@ -158,6 +177,7 @@ def test_a_download_shows_its_progress_and_its_failure(
     assert "Downloading qwen" in capfd.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal of this kind")
 def test_ctrl_c_ends_a_download(catalog_url: str, tmp_path: Path) -> None:
     """Interrupted while nothing arrives, the program ends at once and its child with it."""
     with socket.create_server(("127.0.0.1", 0)) as silent_proxy:
@@ -173,11 +193,14 @@ def test_ctrl_c_ends_a_download(catalog_url: str, tmp_path: Path) -> None:
             text=True,
             env={**os.environ, "HTTPS_PROXY": proxy, "https_proxy": proxy},
         )
-        connection, _ = silent_proxy.accept()  # the download has begun, and now hangs
-        children = psutil.Process(owner.pid).children()
-        owner.send_signal(subprocess.signal.SIGINT)  # type: ignore[attr-defined]
-        _, complaint = owner.communicate(timeout=20)
-        connection.close()
+        try:
+            connection, _ = silent_proxy.accept()  # the download has begun, and now hangs
+            children = psutil.Process(owner.pid).children()
+            owner.send_signal(signal.SIGINT)
+            _, complaint = owner.communicate(timeout=20)
+            connection.close()
+        finally:
+            owner.kill()
     assert "KeyboardInterrupt" in complaint
     assert children
     assert not any(child.is_running() for child in children)

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from foundry_lab import FoundryAPIClient, Service, Settings
@@ -56,12 +59,22 @@ async def test_the_example_of_the_readme_runs(client: FoundryAPIClient) -> None:
 
 
 async def test_the_fallback_is_said_once(
-    client: FoundryAPIClient, capsys: pytest.CaptureFixture[str]
+    client: FoundryAPIClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line says which model answers instead, not one a call."""
-    for _ in range(3):
-        await client.complete("What is jitter?", model="phi-4-mini", max_tokens=1)
+    """One line says which model answers instead, however many calls and clients there are."""
+    monkeypatch.setattr("foundry_lab.service._said", set())
+    async with asyncio.TaskGroup() as group:
+        for _ in range(5):
+            group.create_task(client.complete("What is jitter?", model="phi-4-mini", max_tokens=1))
     assert capsys.readouterr().out == "phi-4-mini is not on this machine: lab-tiny answers.\n"
+
+
+async def test_only_a_chat_falls_back(client: FoundryAPIClient) -> None:
+    """To load or unload phi-4-mini never touches another model."""
+    for call in (client.load, client.unload):
+        with pytest.raises(ModelNotFound, match="phi-4-mini"):
+            await call("phi-4-mini")
+    assert (await client.health_check()).status == "ok"
 
 
 async def test_parameters_reach_the_service(client: FoundryAPIClient) -> None:
@@ -137,15 +150,29 @@ async def test_too_long_for_the_context_says_so(client: FoundryAPIClient) -> Non
         await client.complete("Hello", max_tokens=1_000_000)
 
 
-async def test_the_deadline_bounds_the_whole_and_a_busy_model_says_so(
+async def test_the_deadline_bounds_the_call_and_a_busy_model_says_so(
     own_service: Service,
 ) -> None:
     """Given up, the call ends; the service works on, and refuses to unload until it is done."""
     async with FoundryAPIClient(own_service) as client:
-        with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
-            await client.complete("Count from 1 to 300.", max_tokens=3000, timeout=0.05)
+        await client.complete("What is jitter?", max_tokens=1)
+        with pytest.raises(DeadlineExceeded, match=r"0\.1 s"):
+            await client.complete("Count from 1 to 900.", max_tokens=3500, timeout=0.1)
         with pytest.raises(ModelBusy, match="Wait for the running generation"):
             await client.unload("lab-tiny")
+
+
+async def test_the_deadline_bounds_all_the_requests_of_a_call() -> None:
+    """A server that never answers is given up on, be it at the look-up of the model's name."""
+
+    async def silent(_: httpx.Request) -> httpx.Response:
+        return await asyncio.Future()
+
+    client = FoundryAPIClient("http://gateway", transport=httpx.MockTransport(silent))
+    calls = client.complete("Hello", timeout=0.01), client.load("lab-tiny", timeout=0.01)
+    for call in calls:
+        with pytest.raises(DeadlineExceeded):
+            await call
 
 
 async def test_a_service_that_is_gone_is_unreachable_and_down(own_service: Service) -> None:
@@ -223,10 +250,101 @@ async def test_a_web_page_is_not_an_answer() -> None:
 
 
 async def test_an_endless_answer_is_cut_off() -> None:
-    """A server can't fill our memory."""
-    huge = httpx.Response(200, content=b"x" * (MAX_BODY + 1))
+    """A server that never stops sending can't fill our memory."""
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1_000_000
+            yield b"x" * 1_000_000
+
     with pytest.raises(InvalidResponse, match="longer than"):
-        await answering(lambda _: huge).models()
+        await answering(lambda _: httpx.Response(200, content=endless())).models()
+    assert sent <= MAX_BODY + 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [({"Content-Encoding": "gzip"}, b"no"), ({}, b"[" * 200_000), ({}, b'{"data": [{}]}')],
+    ids=["broken gzip", "deep nesting", "no ids"],
+)
+async def test_a_broken_answer_is_one_documented_error(
+    headers: dict[str, str], body: bytes
+) -> None:
+    """Whatever the server does wrong stays inside the error tree, and health says down."""
+
+    def broken(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(body))
+
+    with pytest.raises(InvalidResponse):
+        await answering(broken).models()
+    assert (await answering(broken).health_check()).status == "down"
+
+
+async def test_a_replaced_service_is_noticed(own_service: Service, other_model: Path) -> None:
+    """A remembered id of a service that was replaced fails once; then the new name is found."""
+    async with FoundryAPIClient(own_service.url) as client:
+        await client.complete("What is jitter?", max_tokens=1)
+        own_service.stop()
+        with Service(Settings(model_dir=other_model), port=own_service.port):
+            with pytest.raises(ModelNotFound):
+                await client.complete("What is jitter?", max_tokens=1)
+            assert (await client.complete("What is jitter?", max_tokens=1)).model == "count-bot:1"
+
+
+async def test_memory_is_the_services_own_in_megabytes(
+    client: FoundryAPIClient, service: Service
+) -> None:
+    """What the system says of the process, and nothing for a service on another machine."""
+    health = await client.health_check()
+    resident = psutil.Process(service.pid).memory_info().rss
+    assert health.memory_usage == pytest.approx(resident / 1e6, rel=0.1)
+
+    def elsewhere(request: httpx.Request) -> httpx.Response:
+        status = request.url.path == "/status"
+        return httpx.Response(200, json={"pid": os.getpid()} if status else ["lab-tiny:1"])
+
+    assert (await answering(elsewhere).health_check()).memory_usage is None
+
+
+@pytest.mark.parametrize("url", ["", "/v1", "/", "/v1/"])
+async def test_a_url_may_end_as_people_write_it(service: Service, url: str) -> None:
+    """With and without /v1 and a slash, the client finds its paths."""
+    async with FoundryAPIClient(service.url + url) as client:
+        assert [model.id for model in await client.models()] == ["lab-tiny:1"]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"timeout": "3"},
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"prompt": None, "messages": "Hello"},
+        {"prompt": None, "messages": [None]},
+        {"response_format": {"type": "nope"}},
+        {"max_tokens": 10**30},
+    ],
+    ids=str,
+)
+async def test_odd_arguments_are_refused(client: FoundryAPIClient, mistake: Any) -> None:
+    """Nothing a caller passes escapes as another error than InvalidRequest."""
+    with pytest.raises(InvalidRequest, match=list(mistake)[-1]):
+        await client.complete(**{"prompt": "Hello", **mistake})
+
+
+async def test_a_proxy_is_not_asked_for_this_machine(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An office's proxy settings do not come between the client and 127.0.0.1."""
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.delenv("no_proxy")
+    async with FoundryAPIClient(service.url) as client:
+        assert (await client.health_check()).status == "ok"
+    Service(Settings(endpoint=service.url)).start()  # from here on for every other program too
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(f"{service.url}/models/loaded")).json() == ["lab-tiny:1"]
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
@@ -239,18 +357,21 @@ async def test_a_gateways_error_keeps_its_status(status: int) -> None:
 
 
 async def test_a_key_is_sent_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
-    """The bearer token goes out, and no error, repr or log line at any level repeats it."""
+    """The bearer token goes out over a real socket; no error, repr or log line repeats it."""
     caplog.set_level(logging.DEBUG)
-    seen: list[str] = []
+    seen = b""
 
-    def refuse(request: httpx.Request) -> httpx.Response:
-        seen.append(request.headers["Authorization"])
-        return httpx.Response(401, text="no")
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        seen = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 401 No\r\nContent-Length: %d\r\n\r\n" % len(seen) + seen)
+        writer.close()
 
-    transport = httpx.MockTransport(refuse)
     settings = Settings(api_key="s3cret")
-    client = FoundryAPIClient("http://gateway", settings=settings, transport=transport)
-    with pytest.raises(StatusError) as caught:
-        await client.complete("Hello")
-    assert seen == ["Bearer s3cret"]
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with FoundryAPIClient(f"http://127.0.0.1:{port}", settings=settings) as client:
+            with pytest.raises(StatusError, match=r"Bearer \[key\]") as caught:
+                await client.complete("Hello")
+    assert b"Authorization: Bearer s3cret" in seen
     assert "s3cret" not in f"{caught.value!r} {client!r} {settings!r} {caplog.text}"

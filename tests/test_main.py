@@ -18,7 +18,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
         timeout=60,
         check=False,
     )
@@ -48,6 +48,15 @@ def test_doctor_names_a_bad_setting() -> None:
     assert report.stderr == ""
 
 
+def test_doctor_reports_an_answer_that_does_not_come() -> None:
+    """A timeout is a finding too."""
+    report = run("doctor", FOUNDRY_TIMEOUT="0.000001")
+    assert report.returncode == 1
+    assert "NOT  answer" in report.stdout
+    assert report.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal of this kind")
 def test_serve_serves_until_ctrl_c() -> None:
     """It prints the URL that FOUNDRY_ENDPOINT takes, and Ctrl-C ends it without a traceback."""
     process = subprocess.Popen(

@@ -1,10 +1,13 @@
 """The service: it comes up, it leaves nothing behind, and every wrong start says why."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,7 +16,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
-from foundry_lab import Service, Settings
+from foundry_lab import Service, Settings, child
 from foundry_lab import service as service_module
 from foundry_lab.errors import (
     InvalidModelFolder,
@@ -23,6 +26,7 @@ from foundry_lab.errors import (
     ServiceUnreachable,
 )
 from foundry_lab.service import alias_of, start_service
+from foundry_lab.settings import BUNDLED_MODEL_DIR
 
 # A program that starts a service, says where it is, and then only waits.
 OWNER = """
@@ -214,9 +218,10 @@ def test_a_changed_setting_starts_another_service(
 
 
 def test_without_a_choice_the_bundled_model_answers_and_a_line_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """phi-4-mini is the default; where it is not on the machine, lab-tiny is used."""
+    monkeypatch.setattr(service_module, "_said", set())
     with Service(Settings(), cache_dir=tmp_path) as running:
         assert running.model_id == "lab-tiny:1"
     assert capsys.readouterr().out == "phi-4-mini is not on this machine: lab-tiny answers.\n"
@@ -247,13 +252,74 @@ def test_a_broken_model_says_so(tmp_path: Path) -> None:
 
 def test_a_child_that_dies_gives_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the child can't even run, the error carries the end of its log."""
-    monkeypatch.setattr(sys, "executable", _failing_python())
-    with pytest.raises(ServiceStartFailed, match="last words"):
+    monkeypatch.setenv("PYTHONHOME", "no-such-folder")
+    with pytest.raises(ServiceStartFailed, match="last words:(.|\n)*no-such-folder|encodings"):
         Service().start()
 
 
-def _failing_python() -> str:
-    return "/bin/false" if sys.platform != "win32" else r"C:\Windows\System32\where.exe"
+def test_a_child_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that hangs does not hang the notebook for ever."""
+    monkeypatch.setattr(child, "SILENCE_LIMIT", 0.001)
+    with pytest.raises(ServiceStartFailed, match="ended before it was ready"):
+        Service().start()
+
+
+def test_a_name_the_runtime_refuses_is_mended(tmp_path: Path) -> None:
+    """A folder may have any name; the model's is made of what the runtime allows."""
+    for folder, name in (("..modèle 1", "mod-le-1:1"), ("\N{GRINNING FACE}", "model:1")):
+        shutil.copytree(BUNDLED_MODEL_DIR, tmp_path / folder)
+        with Service(Settings(model_dir=tmp_path / folder)) as running:
+            assert running.model_id == name
+
+
+def test_telemetry_is_off_and_the_log_level_counts() -> None:
+    """The runtime confirms that telemetry is disabled; at ERROR it logs nothing of that kind."""
+    with Service(Settings(model="lab-tiny")) as running:
+        assert "[Telemetry] Disabled via configuration" in running.log
+    with Service(Settings(model="lab-tiny", log_level="ERROR")) as running:
+        assert running.log == ""
+
+
+def test_many_threads_get_one_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """start_service called at the same time starts once."""
+    monkeypatch.setattr(service_module, "_shared", None)
+    with ThreadPoolExecutor(5) as pool:
+        services = set(pool.map(lambda _: start_service(), range(5)))
+    (only,) = services
+    only.stop()
+
+
+def test_a_port_taken_meanwhile_does_not_lock_the_notebook(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a kill start_service wants its old port back; if that is taken, any other will do."""
+    monkeypatch.setattr(service_module, "_shared", None)
+    first = start_service()
+    first.kill()
+    with socket.create_server(("127.0.0.1", first.port)), start_service() as second:
+        assert second.port != first.port
+
+
+def test_a_strangers_folder_stops_no_start() -> None:
+    """Names that only look like ours are left alone."""
+    odd = Path(tempfile.gettempdir()) / f"foundry-lab-{'9' * 30}-x"
+    odd.mkdir()
+    try:
+        with Service() as running:
+            assert running.alive
+    finally:
+        odd.rmdir()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_does_not_end_the_service() -> None:
+    """A child of multiprocessing that exits leaves its parent's service alone."""
+    program = (
+        "import os; from foundry_lab import start_service; s = start_service(); pid = os.fork()\n"
+        "if pid: os.waitpid(pid, 0); print(s.alive, bool(s.log))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout == "True True\n"
 
 
 @pytest.mark.parametrize("model", [None, "lab-tiny", "lab-tiny:1"])
@@ -266,6 +332,13 @@ def test_attaching_uses_what_runs_and_leaves_it_alone(service: Service, model: s
         with pytest.raises(ServiceError, match="not started here"):
             attached.restart()
     assert service.alive
+
+
+def test_attaching_finds_models_of_ones_own_from_the_root(service: Service) -> None:
+    """A URL without /catalogs/local is enough where the models are there."""
+    root = service.url.removesuffix("/catalogs/local")
+    with Service(Settings(endpoint=root)) as attached:
+        assert (attached.url, attached.model_id) == (service.url, service.model_id)
 
 
 def test_attaching_to_nobody_says_so() -> None:

@@ -36,7 +36,7 @@ def test_every_variable_arrives() -> None:
         log_level="DEBUG",
         endpoint="http://127.0.0.1:5000/catalogs/local",
         api_key="secret",
-        model_dir=Path("models/mine"),
+        model_dir=Path("models/mine").resolve(),
     )
 
 
@@ -50,7 +50,13 @@ def test_every_variable_arrives() -> None:
         ("FOUNDRY_RETRIES", "-1"),
         ("FOUNDRY_RETRIES", "2.5"),
         ("FOUNDRY_LOG_LEVEL", "loud"),
+        ("FOUNDRY_RETRIES", "9" * 5000),
         ("FOUNDRY_ENDPOINT", "127.0.0.1:5000"),
+        ("FOUNDRY_ENDPOINT", "http://127.0.0.1:port"),
+        ("FOUNDRY_ENDPOINT", "http://127.0.0.1:99999"),
+        ("FOUNDRY_ENDPOINT", "http://[::1"),
+        ("FOUNDRY_ENDPOINT", "http://xn--/"),
+        ("FOUNDRY_ENDPOINT", "http:///v1"),
     ],
 )
 def test_a_bad_value_names_its_variable(name: str, text: str) -> None:
@@ -73,6 +79,17 @@ def test_any_timeout_is_positive_seconds_or_refused(text: str) -> None:
 def test_a_key_never_shows() -> None:
     """Neither the record's repr nor the error for a key in the URL repeats the secret."""
     assert "s3cret" not in repr(Settings(api_key="s3cret"))
-    with pytest.raises(SettingsError) as caught:
-        Settings.from_environment({"FOUNDRY_ENDPOINT": "https://me:s3cret@host"})
-    assert "s3cret" not in str(caught.value)
+    for name, text in (
+        ("FOUNDRY_ENDPOINT", "https://me:s3cret@host"),
+        ("FOUNDRY_API_KEY", "s3cret\ns3cret"),
+        ("FOUNDRY_API_KEY", "s3crét"),
+    ):
+        with pytest.raises(SettingsError, match="FOUNDRY_API_KEY") as caught:
+            Settings.from_environment({name: text})
+        assert "s3cr" not in str(caught.value)
+
+
+def test_an_odd_home_folder_is_no_crash() -> None:
+    """~nobody may be unknown on this machine; the path is then taken as it stands."""
+    settings = Settings.from_environment({"FOUNDRY_MODEL_DIR": "~no-such-user/model"})
+    assert settings.model_dir == Path("~no-such-user/model").resolve()

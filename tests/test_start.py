@@ -187,14 +187,17 @@ def test_what_pip_says_is_understood(log: str, sentence: str) -> None:
 
 
 def test_settings_of_another_python_are_dropped_and_the_way_to_the_index_kept() -> None:
-    """In .venv nothing of another environment is left, but an office's proxy and index are."""
+    """Nothing of another environment is left, but an office's proxy, though not to ourselves."""
     office = {"HTTPS_PROXY": "proxy", "PIP_INDEX_URL": "index", "PIP_CERT": "file", "HOME": "home"}
     foreign = {"PYTHONPATH": "x", "PYTHONHOME": "x", "PIP_USER": "1", "PIP_TARGET": "x"}
+    office["NO_PROXY"] = "intranet"
     ours = start.our_environment(office | foreign | {"VIRTUAL_ENV": "other", "PATH": "bin"})
     assert ours == office | {
         "VIRTUAL_ENV": str(start.VENV),
         "PATH": f"{start.BIN}{os.pathsep}bin",
         "JUPYTER_PREFER_ENV_PATH": "1",
+        "NO_PROXY": "intranet,127.0.0.1,localhost,::1",
+        "no_proxy": "127.0.0.1,localhost,::1",
     }
 
 

@@ -26,7 +26,10 @@ def main() -> int:
     parser.add_argument("command", choices=["save", "check"])
     parser.add_argument("notebooks", nargs="*", type=Path)
     arguments = parser.parse_args()
-    notebooks = arguments.notebooks or sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    named = [notebook.resolve() for notebook in arguments.notebooks]
+    notebooks = named or sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    for name in [name for name in os.environ if name.startswith("FOUNDRY_")]:
+        del os.environ[name]
     os.environ["FOUNDRY_MODEL"] = "lab-tiny"  # the stored text is the bundled model's
     if arguments.command == "check":
         return subprocess.call([sys.executable, "-m", "pytest", *map(str, notebooks)], cwd=ROOT)
