@@ -253,7 +253,7 @@ def test_a_broken_model_says_so(tmp_path: Path) -> None:
 def test_a_child_that_dies_gives_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the child can't even run, the error carries the end of its log."""
     monkeypatch.setenv("PYTHONHOME", "no-such-folder")
-    with pytest.raises(ServiceStartFailed, match="last words:(.|\n)*no-such-folder|encodings"):
+    with pytest.raises(ServiceStartFailed, match=r"last words:\s+.*Python"):
         Service().start()
 
 
