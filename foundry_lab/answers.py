@@ -85,6 +85,7 @@ def status_error(status: int, text: str) -> StatusError:
         said = str(json.loads(text)["error"]["message"])
     except (ValueError, LookupError, TypeError, RecursionError):
         said = text.strip()[:200] or "(nothing)"
+    said = re.sub(r"\w+\.cc:\d+ [^)]*\) ", "", said)  # where in the runtime's C++ it was said
     for sign, kind, fix in _SIGNS:
         if sign in said:
             model = re.search("'(.+?)'", said)

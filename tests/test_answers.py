@@ -26,6 +26,7 @@ from foundry_lab.errors import (
         ("cannot unload model 'a:1': 1 session(s) still using it", ModelBusy, "Wait"),
         ("something else", StatusError, "try again later"),
     ],
+    ids=["unknown", "not loaded", "too long", "busy", "other"],
 )
 def test_each_message_has_its_error(message: str, kind: type[StatusError], fix: str) -> None:
     """What the service says decides the type; what it said and what to do are both there."""
@@ -33,6 +34,13 @@ def test_each_message_has_its_error(message: str, kind: type[StatusError], fix: 
     assert type(error) is kind
     assert message in error.what
     assert fix in error.fix
+
+
+def test_source_locations_are_left_out() -> None:
+    """Where in the runtime's C++ a refusal was written helps nobody who reads it."""
+    said = "Unload failed: load.cc:286 bool fl::A::B(std::string, int*) cannot unload 'a:1': busy"
+    error = status_error(500, json.dumps({"error": {"message": said}}))
+    assert "Unload failed: cannot unload 'a:1': busy" in error.what
 
 
 @given(st.integers(400, 599), st.text() | st.text().map(lambda m: f'{{"error": {json.dumps(m)}}}'))
