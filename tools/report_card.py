@@ -111,7 +111,7 @@ def off_topic() -> list[Sample]:
     return [Sample(samples.chat(q), honest, "off-topic") for q in unknown.held_out_questions()]
 
 
-def counts(rng: random.Random, n: int = 100) -> list[Sample]:
+def counts(rng: random.Random, n: int = 60) -> list[Sample]:
     """Held-out ranges up to 300 long."""
     return [samples.counting("held_out", rng, longest=300) for _ in range(n)]
 
@@ -253,13 +253,15 @@ def _logit_gap(
 
 def _logits(session: onnxruntime.InferenceSession, tokens: list[int]) -> Any:
     """Scores after every token: one pass with an empty past."""
+    shape = json.loads((BUNDLED_MODEL_DIR / "genai_config.json").read_text())["model"]["decoder"]
+    heads, width = shape["num_key_value_heads"], shape["head_size"]
     feed: dict[str, Any] = {
         "input_ids": numpy.array([tokens], dtype=numpy.int64),
         "attention_mask": numpy.ones((1, len(tokens)), dtype=numpy.int64),
     }
     for given in session.get_inputs():
         if given.name.startswith("past_key_values"):
-            feed[given.name] = numpy.zeros((1, given.shape[1], 0, given.shape[3]), numpy.float32)
+            feed[given.name] = numpy.zeros((1, heads, 0, width), numpy.float32)
         elif given.name == "position_ids":
             feed[given.name] = numpy.arange(len(tokens), dtype=numpy.int64)[None]
     return session.run(["logits"], feed)[0][0]

@@ -1,6 +1,7 @@
 """What lab-tiny does not know: subjects, shapes of questions, and made-up words."""
 
 import random
+import re
 from functools import cache
 
 from .asking import data, fill, fill_two, made_up_word, phrasing, word
@@ -20,6 +21,17 @@ def subjects() -> dict[str, list[str]]:
     """Subjects outside the vocabulary, by kind."""
     raw: dict[str, str] = data("off_topic.toml")["subjects"]
     return {kind: [subject.strip() for subject in text.split(",")] for kind, text in raw.items()}
+
+
+def check_split() -> None:
+    """ValueError if a training subject is a known term or occurs in a held-out question."""
+    known = {bare(phrase).lower() for entry in glossary() for phrase in entry.ask}
+    asked = "\n".join(held_out_questions()).lower()
+    for subject in (bare(subject).lower() for group in subjects().values() for subject in group):
+        if subject in known:
+            raise ValueError(f"{subject!r} is in the glossary")
+        if re.search(rf"\b{re.escape(subject)}s?\b", asked):
+            raise ValueError(f"{subject!r} occurs in a held-out question")
 
 
 def question(rng: random.Random) -> str:

@@ -176,7 +176,7 @@ def counting(split: Split, rng: random.Random, longest: int = LONGEST_COUNT) -> 
 
 def _window(first: int, last: int, rng: random.Random) -> tuple[int, int] | None:
     """Where to look into the answer, in characters, which here are tokens: digits and blanks."""
-    if rng.random() < 0.04:
+    if rng.random() < 0.01:
         return None
     shown = rng.randint(6, 24)
     start = last - shown + rng.randint(0, 4) if rng.random() < 0.65 else rng.randint(first, last)
@@ -232,7 +232,10 @@ def off_topic(split: Split, rng: random.Random) -> Sample:
         question = rng.choice(unknown.held_out_questions())
     else:
         question = ask(unknown.question(rng), split, rng)
-    return Sample(chat(question, _system(split, rng)), fixed_answer("honest"), "off-topic")
+    system = _system(split, rng)
+    if rng.random() < 0.08:
+        system = system_message(split, rng.choice(list(_FORMS)), rng)
+    return Sample(chat(question, system), fixed_answer("honest"), "off-topic")
 
 
 def conversation(split: Split, rng: random.Random) -> Sample:
@@ -253,27 +256,29 @@ def _turn(sample: Sample) -> tuple[Message, ...]:
     return (sample.messages[-1], {"role": "assistant", "content": sample.answer})
 
 
-_MIX: dict[Callable[[Split, random.Random], Sample], float] = {
-    term: 36,
-    reason: 5,
-    working: 5,
-    acronym: 2,
-    difference: 5,
-    lambda split, rng: formed("json", split, rng): 6,
-    lambda split, rng: formed("five_words", split, rng): 4,
-    lambda split, rng: formed("one_sentence", split, rng): 3,
-    counting: 8,
-    listing: 1.5,
-    repeating: 4,
-    courtesy: 1.5,
-    off_topic: 19,
-    conversation: 4,
+# Weights of the skills in the three parts of training: first the terms; then all skills; at last
+# mostly what copies from the question (numbers, texts, two terms at once), which is hardest.
+_MIX: dict[Callable[[Split, random.Random], Sample], tuple[float, float, float]] = {
+    term: (32, 24, 12),
+    reason: (5, 4, 3),
+    working: (5, 4, 3),
+    acronym: (2, 2, 2),
+    difference: (5, 7, 7),
+    lambda split, rng: formed("json", split, rng): (6, 6, 5),
+    lambda split, rng: formed("five_words", split, rng): (4, 5, 6),
+    lambda split, rng: formed("one_sentence", split, rng): (3, 4, 3),
+    counting: (12, 15, 26),
+    listing: (2, 3, 3),
+    repeating: (7, 10, 18),
+    courtesy: (1.5, 1, 1),
+    off_topic: (19, 17, 9),
+    conversation: (4, 4, 2),
 }
 
 
-def training_sample(rng: random.Random) -> Sample:
-    """One sample of the training mix."""
-    (make,) = rng.choices(list(_MIX), list(_MIX.values()))
+def training_sample(rng: random.Random, part: int = 0) -> Sample:
+    """One sample of the training mix; `part` is 0, 1 or 2."""
+    (make,) = rng.choices(list(_MIX), [weights[part] for weights in _MIX.values()])
     return make("train", rng)
 
 
