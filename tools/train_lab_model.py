@@ -217,6 +217,8 @@ def train(net: LabNet, encoder: Encoder, seed: int, steps: int, work: Path) -> N
     first = resume(net, tools, steps, checkpoint)
     began, seen = time.perf_counter(), 0
     for step in range(first, steps):
+        if (parent := multiprocessing.parent_process()) and not parent.is_alive():
+            sys.exit("The program that started this worker is gone.")
         for tool, peak in zip(tools, (MUON_RATE, PEAK_RATE), strict=True):
             tool.param_groups[0]["lr"] = peak * rate(step, steps)
         rows = step_rows(step, seed, encoder)
