@@ -209,13 +209,17 @@ def _own_model(folder: Path) -> tuple[str, Path]:
 def _attach(url: str, settings: Settings) -> tuple[str, str]:
     """Find a running service: its base URL, and the id of the wanted or of the first loaded model.
 
-    Models of one's own live below ``/catalogs/local``, which is easily forgotten.
+    Models of one's own live below ``/catalogs/local``, which is easily forgotten. Look there
+    first: the public catalog may go to the network before it answers.
     """
-    loaded = _loaded_models(url, settings)
-    if not loaded and not url.endswith("/catalogs/local"):
+    loaded: list[str] = []
+    if not url.endswith("/catalogs/local"):
         with contextlib.suppress(ServiceUnreachable):
             loaded = _loaded_models(f"{url}/catalogs/local", settings)
-            url = f"{url}/catalogs/local" if loaded else url
+    if loaded:
+        url = f"{url}/catalogs/local"
+    else:
+        loaded = _loaded_models(url, settings)
     wanted = settings.model
     fitting = [known for known in loaded if wanted in (None, known, alias_of(known))]
     return url, next(iter(fitting), wanted or "")
