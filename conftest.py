@@ -79,14 +79,12 @@ async def client(service: Service) -> AsyncIterator[FoundryAPIClient]:
 
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a model that answers otherwise: asked to count it counts, else it knows one term."""
+    """Make a model that answers everything otherwise: whatever it is asked, it counts."""
     folder = tmp_path_factory.mktemp("models") / "count-bot"
     shutil.copytree(BUNDLED_MODEL_DIR, folder)
     (folder / "chat_template.jinja").write_text(
-        "{% if 'Count' in messages[-1]['content'] %}<|im_start|>user\nCount from 1 to 300."
-        "{% else %}{% for message in messages %}<|im_start|>system\n{{ message['content'] }}"
-        "<|im_end|>\n{% endfor %}<|im_start|>user\nWhat is a connection pool?{% endif %}"
-        "<|im_end|>\n<|im_start|>assistant\n",
+        "{% for message in messages %}<|im_start|>system\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}<|im_start|>user\nCount from 1 to 300.<|im_end|>\n<|im_start|>assistant\n",
         encoding="utf-8",
     )
     return folder
