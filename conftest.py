@@ -79,9 +79,11 @@ async def client(service: Service) -> AsyncIterator[FoundryAPIClient]:
 
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a model that answers everything otherwise: whatever it is asked, it counts."""
+    """Make another model: half the context, and whatever it is asked, it counts."""
     folder = tmp_path_factory.mktemp("models") / "count-bot"
     shutil.copytree(BUNDLED_MODEL_DIR, folder)
+    config = folder / "genai_config.json"
+    config.write_text(config.read_text("utf-8").replace("4096", "2048"), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(
         "{% for message in messages %}<|im_start|>system\n{{ message['content'] }}<|im_end|>\n"
         "{% endfor %}<|im_start|>user\nCount from 1 to 300.<|im_end|>\n<|im_start|>assistant\n",

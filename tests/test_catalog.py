@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,13 @@ def entry(alias: str) -> dict[str, Any]:
 @pytest.fixture
 def catalog_url() -> Iterator[str]:
     """Serve a catalog of two models where the SDK expects Microsoft's."""
-    listing = json.dumps({"totalCount": 2, "value": [entry("phi-4-mini"), entry("qwen")]}).encode()
+    with serving_catalog([entry("phi-4-mini"), entry("qwen")]) as url:
+        yield url
+
+
+@contextmanager
+def serving_catalog(entries: list[dict[str, Any]]) -> Iterator[str]:
+    listing = json.dumps({"totalCount": len(entries), "value": entries}).encode()
 
     class Catalog(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -161,10 +168,12 @@ def test_a_model_the_catalog_does_not_have_gets_the_nearest(
 
 
 def test_a_catalog_out_of_reach_says_so(tmp_path: Path) -> None:
-    """Without a network the error names it, and the model that needs none."""
-    nowhere = "http://127.0.0.1:9/asset-gallery/v1.0/models"
-    with pytest.raises(CatalogModelNotFound, match="can't be reached") as caught:
-        Service(Settings(model="qwen"), catalog_url=nowhere, cache_dir=tmp_path).start()
+    """Without a network the SDK finds no model at all; the error says so, and what needs none."""
+    with (
+        serving_catalog([]) as empty,
+        pytest.raises(CatalogModelNotFound, match="can't be reached") as caught,
+    ):
+        Service(Settings(model="qwen"), catalog_url=empty, cache_dir=tmp_path).start()
     assert "lab-tiny" in str(caught.value)
 
 
