@@ -6,6 +6,7 @@ And one real service for the tests that only talk to it, a fresh one for those t
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.nbval_cell_timeout = 60.0
     config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")
     _set_environment()
+    # A run in the background ignores Ctrl-C, and so would the programs it starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.addaudithook(_refuse_network)
 
 
