@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from foundry_lab import FoundryAPIClient, Service
-from foundry_lab.settings import BUNDLED_MODEL_DIR
+from foundry_lab.settings import BUNDLED_MODEL_DIR, LOOPBACK
 
 ROOT = Path(__file__).parent
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

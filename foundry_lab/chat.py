@@ -34,7 +34,7 @@ class ChatParameters(TypedDict, total=False):
     """Most tokens to generate, from 1. Left out of a request it means 2,048 to the service."""
     temperature: float
     """0 to 2. 0, our default: always the likeliest token, so the same text every time. Above: the
-    next token is drawn at random. Left out of a request it means 1 to the service."""
+    next token is drawn at random. Left out of a request it is not 0 to the service."""
     top_p: float
     """0 to 1: draw only from the likeliest tokens that together have this probability."""
     seed: int

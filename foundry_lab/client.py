@@ -27,11 +27,9 @@ from foundry_lab.errors import (
 )
 from foundry_lab.health import Health, memory_of
 from foundry_lab.service import Service, alias_of, say_once, start_service
-from foundry_lab.settings import DEFAULT_MODEL, Settings, checked_url
+from foundry_lab.settings import DEFAULT_MODEL, LOOPBACK, Settings, checked_url
 
 __all__ = ["FoundryAPIClient", "Model"]
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
     ├── SettingsError              an environment variable holds what can't be used
     ├── InvalidRequest             refused here, before anything was sent
     ├── ServiceError               the service on this machine
-    │   ├── ServiceStartFailed     it did not come up; the message ends with its own last words
+    │   ├── ServiceStartFailed     it did not come up; the message says what is known
     │   ├── PortInUse              another program listens there
     │   ├── InvalidModelFolder     no model in the folder
     │   ├── CatalogModelNotFound   no such model in the catalog, or no catalog within reach

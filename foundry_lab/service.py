@@ -20,7 +20,13 @@ from foundry_lab.errors import (
     ServiceError,
     ServiceUnreachable,
 )
-from foundry_lab.settings import BUNDLED_MODEL, BUNDLED_MODEL_DIR, DEFAULT_MODEL, Settings
+from foundry_lab.settings import (
+    BUNDLED_MODEL,
+    BUNDLED_MODEL_DIR,
+    DEFAULT_MODEL,
+    LOOPBACK,
+    Settings,
+)
 
 __all__ = ["Service", "alias_of", "say_once", "start_service"]
 
@@ -72,7 +78,7 @@ class Service:
         self._child: Child | None = None
 
     def __enter__(self) -> Self:
-        return self if self.alive else self.start()
+        return self.start()
 
     def __exit__(
         self,
@@ -202,8 +208,8 @@ def _own_model(folder: Path) -> tuple[str, Path]:
             "so it holds no model for ONNX Runtime GenAI.",
             fix="Point FOUNDRY_MODEL_DIR at what the onnxruntime-genai model builder wrote.",
         )
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")
-    return name or "model", folder.resolve()
+    folder = folder.resolve()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "model", folder
 
 
 def _attach(url: str, settings: Settings) -> tuple[str, str]:
@@ -242,7 +248,7 @@ def _keep_proxies_out() -> None:
     for name in ("NO_PROXY", "no_proxy"):
         others = os.environ.get(name, "")
         if "127.0.0.1" not in others:
-            os.environ[name] = ",".join(filter(None, [others, "127.0.0.1", "localhost", "::1"]))
+            os.environ[name] = ",".join(filter(None, [others, *LOOPBACK]))
 
 
 _said: set[str] = set()

@@ -11,11 +11,20 @@ import httpx
 
 from foundry_lab.errors import SettingsError
 
-__all__ = ["BUNDLED_MODEL", "BUNDLED_MODEL_DIR", "DEFAULT_MODEL", "Settings", "checked_url"]
+__all__ = [
+    "BUNDLED_MODEL",
+    "BUNDLED_MODEL_DIR",
+    "DEFAULT_MODEL",
+    "LOOPBACK",
+    "Settings",
+    "checked_url",
+]
 
 DEFAULT_MODEL = "phi-4-mini"
 BUNDLED_MODEL = "lab-tiny"
 BUNDLED_MODEL_DIR = Path(__file__).parent / "model"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""The names of this machine to itself."""
 
 
 @dataclass(frozen=True)

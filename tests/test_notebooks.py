@@ -45,7 +45,7 @@ def test_every_cell_has_an_output(path: Path) -> None:
 
 @each_lesson
 def test_most_cells_are_compared(path: Path) -> None:
-    """At most a quarter is not compared, none is skipped, and a claim follows each of those."""
+    """At most a quarter is not compared, and none is skipped."""
     cells = code_cells(path)
     tags = [set(cell.metadata.get("tags", [])) for cell in cells]
     assert set().union(*tags) <= {IGNORED}

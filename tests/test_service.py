@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -161,7 +160,6 @@ def test_an_interrupt_meant_for_the_notebook_spares_the_service() -> None:
     """Ctrl-C and "Interrupt kernel" signal the whole group; the service is in its own."""
     owner, left = start_owner()
     assert os.getpgid(left.process.pid) != os.getpgid(owner.pid)
-    left.process.send_signal(signal.SIGCONT)
     assert is_open(left.port)
     end(owner)
     left.assert_gone()

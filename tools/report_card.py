@@ -22,12 +22,12 @@ from typing import Any
 import httpx
 import numpy
 import onnxruntime
-import psutil
 from lab_corpus import off_topic as unknown
 from lab_corpus import samples
 from lab_corpus.glossary import Entry, glossary
 from lab_corpus.samples import Sample
 
+from foundry_lab.health import memory_of
 from foundry_lab.service import Service
 from foundry_lab.settings import BUNDLED_MODEL, BUNDLED_MODEL_DIR, Settings
 
@@ -202,8 +202,9 @@ def load_seconds(ask: Asker) -> float:
 def memory_megabytes(ask: Asker) -> float:
     """Resident memory of the service process, in MB."""
     assert ask.service.pid is not None
-    resident: int = psutil.Process(ask.service.pid).memory_info().rss
-    return resident / 1e6
+    megabytes = memory_of(ask.service.pid)
+    assert megabytes is not None
+    return megabytes
 
 
 def folder_megabytes() -> float:
@@ -276,7 +277,6 @@ class Report:
 
     scores: list[Score]
     weakest: list[tuple[str, float]]
-    refused_on_topic: Score
     figures: dict[str, str]
 
     def __str__(self) -> str:
@@ -347,7 +347,7 @@ def measure(ask: Asker) -> Report:
     scores += [ask.score(name, made) for name, made in others(rng).items()]
     figures |= repeatability(ask, answered)
     weakest = [(term, share) for share, term in shares[:5]]
-    return Report(scores, weakest, refused, figures)
+    return Report(scores, weakest, figures)
 
 
 def machine_figures(ask: Asker) -> dict[str, str]:

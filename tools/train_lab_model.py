@@ -319,7 +319,7 @@ def export(net: LabNet, tokenizer: Tokenizer, precision: str, work: Path, shippe
 
 
 def settle(path: Path) -> None:
-    """Greedy by default, the same answer every time, whatever a client leaves out."""
+    """Ask for greedy decoding; without a temperature the runtime draws all the same."""
     config = json.loads(path.read_text())
     config["search"].update(do_sample=False, temperature=1.0, top_k=50, top_p=1.0)
     path.write_text(json.dumps(config, indent=4) + "\n")

@@ -1,4 +1,4 @@
-"""The glossary: 248 terms with their answers, read from glossary/*.toml and checked."""
+"""The glossary: the terms with their answers, read from glossary/*.toml and checked."""
 
 import re
 import tomllib
