@@ -4,12 +4,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from foundry_lab.lesson import table
+from foundry_lab.lesson import WIDTH, table
 
 __all__ = ["Plot", "strip_plot"]
 
@@ -30,7 +31,7 @@ class Plot:
 
     def table(self) -> None:
         """Print the figure's words and its numbers: JupyterLab shows no alt text of a picture."""
-        print(self.alt)
+        print(fill(self.alt, WIDTH))
         table(self.header, self.rows)
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
