@@ -78,7 +78,7 @@ def status_error(status: int, text: str) -> StatusError:
     """Turn an answer with an error status into the typed error that says what to do.
 
     Args:
-        status: The HTTP status code.
+        status: The HTTP status code; 200 for an error that an event of a stream reports.
         text: The body: Foundry Local's JSON, its plain text, or a gateway's page.
     """
     try:
@@ -90,8 +90,11 @@ def status_error(status: int, text: str) -> StatusError:
         if sign in said:
             model = re.search("'(.+?)'", said)
             return kind(said, fix=fix.format(model=model[1] if model else "…"), status=status)
+    when = (
+        "reported an error after status 200" if status == 200 else f"answered with status {status}"
+    )
     return StatusError(
-        f"The service answered with status {status}: {said}",
+        f"The service {when}: {said}",
         fix="4xx: mend the request. 5xx: look at the service's log, and try again later.",
         status=status,
     )

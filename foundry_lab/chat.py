@@ -4,8 +4,8 @@ The service ignores a parameter whose name or type is wrong and answers 200 all 
 request is checked here and refused before it is sent.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import (
@@ -19,7 +19,16 @@ from pydantic import (
 
 from foundry_lab.errors import InvalidRequest, InvalidResponse, nearest_names
 
-__all__ = ["ChatParameters", "ChatRequest", "Completion", "Message", "Usage", "conversation"]
+__all__ = [
+    "ChatParameters",
+    "ChatRequest",
+    "Chunk",
+    "Completion",
+    "Message",
+    "ToolCall",
+    "Usage",
+    "conversation",
+]
 
 INT32 = 2**31 - 1
 """The largest number the service reads; it ignores a larger one."""
@@ -140,6 +149,32 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A piece of a call to a tool; the pieces with one index belong together."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    """A piece of the JSON of its arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One piece of a streamed answer. A chunk is not a token: it may hold none, or several."""
+
+    content: str = ""
+    """Text to append; empty in the first and the last chunks."""
+    finish_reason: str | None = None
+    """Why the answer ends here: ``stop`` or ``length``. None while it goes on."""
+    usage: Usage | None = None
+    """What the call cost: in the last chunk, which has no text."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    model: str = ""
+    id: str = ""
+
+
 class Completion(BaseModel):
     """A whole answer."""
 
@@ -153,24 +188,27 @@ class Completion(BaseModel):
     id: str
 
     @classmethod
-    def from_body(cls, body: str) -> Self:
-        """Read the body of an answer.
+    def of(cls, chunks: Sequence[Chunk]) -> Self:
+        """Put the chunks of one whole stream together.
 
         Raises:
-            InvalidResponse: It is not the JSON of a chat completion.
+            InvalidResponse: The reason of the end or the usage is missing.
         """
-        try:
-            answer = json.loads(body)
-            choice = answer["choices"][0]
-            return cls(
-                content=choice["message"]["content"],
-                finish_reason=choice["finish_reason"],
-                usage=answer["usage"],
-                model=answer["model"],
-                id=answer["id"],
+        content = "".join(chunk.content for chunk in chunks)
+        reasons = [chunk.finish_reason for chunk in chunks if chunk.finish_reason]
+        usages = [chunk.usage for chunk in chunks if chunk.usage]
+        if not (reasons and usages):
+            error = InvalidResponse(
+                "The answer ended without a finish_reason or without its usage.",
+                fix="Check that the endpoint is a Foundry Local service. .content has the text.",
             )
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise InvalidResponse(
-                f"The answer is not a chat completion; it begins with {body[:80]!r}.",
-                fix="Check that FOUNDRY_ENDPOINT is a Foundry Local service and not a web page.",
-            ) from error
+            error.content = content
+            raise error
+        last = chunks[-1]
+        return cls(
+            content=content,
+            finish_reason=reasons[-1],
+            usage=usages[-1],
+            model=last.model,
+            id=last.id,
+        )

@@ -1,11 +1,11 @@
 """`FoundryAPIClient`: the calls a program needs, each with one deadline and typed errors.
 
 It holds no HTTP of its own: what it adds to httpx is names, checks and clear errors. The layers
-that make calls resilient are httpx transports, and `FoundryAPIClient` is where they are stacked.
+that make calls resilient are httpx transports, and `resilient` is where they are stacked.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -14,7 +14,9 @@ from typing import Any, Self, Unpack
 import httpx
 
 from foundry_lab.answers import Listing, Status, parse, read, status_error
-from foundry_lab.chat import ChatParameters, ChatRequest, Completion, conversation
+from foundry_lab.breaker import BreakerTransport
+from foundry_lab.chat import ChatParameters, ChatRequest, Chunk, Completion, conversation
+from foundry_lab.chunks import ChunkDecoder
 from foundry_lab.errors import (
     CallError,
     ConnectionLost,
@@ -23,13 +25,24 @@ from foundry_lab.errors import (
     InvalidResponse,
     ModelNotFound,
     ServiceUnreachable,
+    StatusError,
+    StreamInterrupted,
+    TokenTimeout,
     nearest_names,
 )
 from foundry_lab.health import Health, memory_of
+from foundry_lab.layers import is_event_stream
+from foundry_lab.limits import ConcurrencyLimit, DeadlineTransport, TokenTimeouts
+from foundry_lab.records import FirstToken, Hook, ignore
+from foundry_lab.retry import RetryPolicy, RetryTransport
 from foundry_lab.service import Service, alias_of, say_once, start_service
 from foundry_lab.settings import DEFAULT_MODEL, LOOPBACK, Settings, checked_url
+from foundry_lab.wire import http_transport
 
-__all__ = ["FoundryAPIClient", "Model"]
+__all__ = ["FoundryAPIClient", "Model", "resilient"]
+
+Limits = dict[str, Any]
+"""What a request tells the layers: ``deadline``, ``first_token``, ``stall``, ``commit`` …"""
 
 
 @dataclass(frozen=True)
@@ -43,14 +56,37 @@ class Model:
     loaded: bool
 
 
+def resilient(
+    wire: httpx.AsyncBaseTransport, settings: Settings, hook: Hook = ignore
+) -> httpx.AsyncBaseTransport:
+    """Stack the layers: deadline → retry → breaker → concurrency limit → token timeouts → HTTP.
+
+    The deadline is outside, as it bounds the waits too. Each attempt asks the breaker, and only
+    what it lets through takes a slot. The token timeouts are inside, so that the breaker sees them.
+
+    Args:
+        wire: What carries the requests at last.
+        settings: The deadline and the number of retries.
+        hook: Is told what the layers do.
+    """
+    limited = ConcurrencyLimit(TokenTimeouts(wire))
+    retried = RetryTransport(
+        BreakerTransport(limited, hook=hook),
+        RetryPolicy(attempts=settings.retries + 1),
+        hook=hook,
+    )
+    return DeadlineTransport(retried, settings.timeout)
+
+
 class FoundryAPIClient:
     """A client for one Foundry Local service.
 
     Args:
         service: A running service or the URL of one (what precedes ``/v1``). By default this
             notebook's own service, started when it does not run yet.
-        settings: Deadline and key; the environment's settings by default.
-        transport: What carries the requests instead of httpx's own transport.
+        settings: Deadline, retries and key; the environment's settings by default.
+        transport: What carries the requests, under the layers, instead of httpx's own transport.
+        hook: Is told what happens to the calls; see `foundry_lab.records`.
 
     Raises:
         SettingsError: The URL can't be used.
@@ -63,19 +99,25 @@ class FoundryAPIClient:
         *,
         settings: Settings | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        hook: Hook = ignore,
     ) -> None:
         self.settings = settings or Settings.from_environment()
         if service is None:
             service = (settings and settings.endpoint) or start_service()
         self._service = service if isinstance(service, Service) else None
         self._model_ids: dict[str | None, str] = {}
-        url = service.url if isinstance(service, Service) else checked_url(service)
-        self._http = httpx.AsyncClient(
+        self._hook = hook
+        url = httpx.URL(service.url if isinstance(service, Service) else checked_url(service))
+        wire = transport or http_transport(url)
+        self._http = self._over(resilient(wire, self.settings, hook), url)
+        self._direct = self._over(DeadlineTransport(wire, self.settings.timeout), url)
+
+    def _over(self, transport: httpx.AsyncBaseTransport, url: httpx.URL) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
             base_url=url,
             transport=transport,
             headers=self.settings.headers,
-            trust_env=httpx.URL(url).host not in LOOPBACK,  # no proxy leads to this machine
-            timeout=None,  # noqa: S113 - httpx has no total timeout; _deadline is one
+            timeout=None,  # noqa: S113 - the layers have timeouts that bound the whole
         )
 
     async def __aenter__(self) -> Self:
@@ -92,6 +134,7 @@ class FoundryAPIClient:
     async def aclose(self) -> None:
         """Close the connections; the service goes on."""
         await self._http.aclose()
+        await self._direct.aclose()
 
     async def complete(
         self,
@@ -101,9 +144,14 @@ class FoundryAPIClient:
         system: str | None = None,
         model: str | None = None,
         timeout: float | None = None,
+        first_token: float | None = None,
+        stall: float | None = None,
         **parameters: Unpack[ChatParameters],
     ) -> Completion:
         """Ask one question, or go on with a conversation, and wait for the whole answer.
+
+        Underneath it streams: only a stream can be cancelled, and only a stream shows a stall. As
+        its caller sees nothing before the end, an answer that breaks off is asked for again.
 
         Args:
             prompt: The question; or else `messages`.
@@ -112,6 +160,8 @@ class FoundryAPIClient:
             model: An id or an alias; by default the model the service was started with. In the
                 place of ``phi-4-mini``, where that is not loaded, a model that is loaded answers.
             timeout: Seconds for the whole operation; by default ``FOUNDRY_TIMEOUT``.
+            first_token: Seconds that each attempt may take until its first token.
+            stall: Seconds of silence after it.
             **parameters: See `ChatParameters`.
 
         Raises:
@@ -123,9 +173,47 @@ class FoundryAPIClient:
             CallError: The other reasons why there is no answer; see `foundry_lab.errors`.
         """
         request = ChatRequest.checked(messages=conversation(prompt, messages, system), **parameters)
-        async with self._deadline(timeout):
-            body = request.body(await self._model_id(model))
-            return Completion.from_body(await self._call("POST", "/v1/chat/completions", body))
+        limits = self._limits(timeout, first_token, stall) | {"commit": "end"}
+        chunks = [chunk async for chunk in self._stream(request, model, limits)]
+        return Completion.of(chunks)
+
+    def stream_complete(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        model: str | None = None,
+        timeout: float | None = None,
+        first_token: float | None = None,
+        stall: float | None = None,
+        **parameters: Unpack[ChatParameters],
+    ) -> AsyncGenerator[Chunk]:
+        """Ask as with `complete`, and get the answer piece by piece while it is generated.
+
+        ``async for chunk in client.stream_complete("…"): print(chunk.content, end="")``. Leaving
+        the loop, cancelling the task and missing the deadline close the connection, and the
+        service stops generating.
+
+        Args:
+            prompt: As for `complete`, like all other arguments.
+            messages: See `complete`.
+            system: See `complete`.
+            model: See `complete`.
+            timeout: See `complete`.
+            first_token: See `complete`.
+            stall: See `complete`.
+            **parameters: See `ChatParameters`.
+
+        Yields:
+            Chunks as they come. The last ones hold no text: the reason of the end, then the usage.
+
+        Raises:
+            StreamInterrupted: The stream broke after its first content, which ``.content`` holds.
+            CallError: As for `complete`. Before the first content a failure is retried.
+        """
+        request = ChatRequest.checked(messages=conversation(prompt, messages, system), **parameters)
+        return self._stream(request, model, self._limits(timeout, first_token, stall))
 
     async def models(self) -> list[Model]:
         """List every model of the service's catalog, loaded or not.
@@ -133,8 +221,7 @@ class FoundryAPIClient:
         Raises:
             CallError: No answer, or not one that this API gives.
         """
-        async with self._deadline():
-            return await self._models()
+        return await self._models(self._limits())
 
     async def load(self, model: str, *, timeout: float | None = None) -> Model:
         """Load a model into memory; one that is loaded already is fine.
@@ -165,11 +252,10 @@ class FoundryAPIClient:
 
     async def health_check(self) -> Health:
         """Ask how the service is. Never raises for a service that is not well: it says so."""
+        root, limits = self._http.base_url.copy_with(path="/status"), self._limits()
         try:
-            async with self._deadline():
-                root = self._http.base_url.copy_with(path="/status")
-                status = parse(Status, await self._call("GET", root))
-                loaded = parse(list[str], await self._call("GET", "/models/loaded"))
+            status = parse(Status, await self._get(self._direct, root, limits))
+            loaded = parse(list[str], await self._get(self._direct, "/models/loaded", limits))
         except CallError as error:
             return Health("down", error.what, [], None)
         memory = memory_of(status.pid) if root.host in LOOPBACK else None
@@ -177,25 +263,25 @@ class FoundryAPIClient:
             return Health("degraded", "No model is loaded.", [], memory)
         return Health("ok", "", loaded, memory)
 
-    async def _models(self) -> list[Model]:
-        listing = parse(Listing, await self._call("GET", "/v1/models"))
-        loaded = parse(list[str], await self._call("GET", "/models/loaded"))
+    async def _models(self, limits: Limits) -> list[Model]:
+        listing = parse(Listing, await self._get(self._http, "/v1/models", limits))
+        loaded = parse(list[str], await self._get(self._http, "/models/loaded", limits))
         aliases = self._service.aliases if self._service else {}
         return [
             Model(known, aliases.get(known) or alias_of(known), known in loaded)
             for known in (entry.id for entry in listing.data)
         ]
 
-    async def _model_id(self, name: str | None) -> str:
+    async def _model_id(self, name: str | None, limits: Limits) -> str:
         """Look a name up once: every later call with it saves two requests."""
         if name not in self._model_ids:
-            self._model_ids[name] = await self._look_up(name)
+            self._model_ids[name] = await self._look_up(name, limits)
         return self._model_ids[name]
 
-    async def _look_up(self, name: str | None) -> str:
+    async def _look_up(self, name: str | None, limits: Limits) -> str:
         served = self._service.model_id if self._service else ""
         wanted = name or served or DEFAULT_MODEL
-        models = await self._models()
+        models = await self._models(limits)
         found = _find(models, wanted)
         if wanted == DEFAULT_MODEL and not (found and found.loaded):
             loaded = [model for model in models if model.loaded]
@@ -207,62 +293,139 @@ class FoundryAPIClient:
         return found.id
 
     async def _load_or_unload(self, verb: str, name: str, timeout: float | None) -> Model:
-        async with self._deadline(timeout):
-            models = await self._models()
-            if (model := _find(models, name)) is None:
-                raise _not_found(name, models)
-            await self._call("GET", f"/models/{verb}/{model.alias}")
-            return replace(model, loaded=verb == "load")
+        limits = self._limits(timeout)
+        models = await self._models(limits)
+        if (model := _find(models, name)) is None:
+            raise _not_found(name, models)
+        await self._get(self._direct, f"/models/{verb}/{model.alias}", limits)
+        return replace(model, loaded=verb == "load")
+
+    def _limits(
+        self,
+        timeout: float | None = None,
+        first_token: float | None = None,
+        stall: float | None = None,
+    ) -> Limits:
+        """Turn seconds into what the layers read, from now on; all requests of a call share it."""
+        seconds = self.settings.timeout if timeout is None else timeout
+        given = {"seconds": seconds, "first_token": first_token, "stall": stall}
+        for name, value in given.items():
+            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+                name = "timeout" if name == "seconds" else name
+                raise InvalidRequest(
+                    f"{name} is {value!r}, which is not a number of seconds above zero.",
+                    fix=f"Pass something like {name}=30, or leave it out.",
+                )
+        return given | {"deadline": time.monotonic() + seconds}
+
+    async def _stream(
+        self, request: ChatRequest, model: str | None, limits: Limits
+    ) -> AsyncGenerator[Chunk]:
+        """Send the request as a stream, and yield its chunks."""
+        began, text = time.monotonic(), list[str]()
+        body = request.body(await self._model_id(model, limits))
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        chat = "/v1/chat/completions"
+        async with self._sent(self._http, "POST", chat, limits, body, text) as answer:
+            if not is_event_stream(answer):
+                raise _no_stream(self._without_key(await read(answer)))
+            chunks = ChunkDecoder()
+            async for packet in answer.aiter_bytes():
+                for chunk in chunks.feed(packet):
+                    if chunk.content and not text:
+                        self._hook(FirstToken(time.monotonic() - began))
+                    if chunk.content:
+                        text.append(chunk.content)
+                    yield chunk
+            if not chunks.over:
+                raise httpx.RemoteProtocolError("no [DONE]", request=answer.request)
+
+    async def _get(self, http: httpx.AsyncClient, url: httpx.URL | str, limits: Limits) -> str:
+        async with self._sent(http, "GET", url, limits) as answer:
+            return self._without_key(await read(answer))
 
     @asynccontextmanager
-    async def _deadline(self, timeout: float | None = None) -> AsyncIterator[None]:
-        """Bound everything inside by one point in time, whatever each step may take."""
-        seconds = self.settings.timeout if timeout is None else timeout
-        if not isinstance(seconds, (int, float)) or not seconds > 0:
-            raise InvalidRequest(
-                f"timeout is {seconds!r}, which is not a number of seconds above zero.",
-                fix="Pass something like timeout=30, or leave it out.",
-            )
-        try:
-            async with asyncio.timeout(seconds):
-                yield
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"No whole answer within {seconds:g} s.",
-                fix="Ask for fewer tokens, or allow more time with timeout=… or FOUNDRY_TIMEOUT.",
-            ) from error
+    async def _sent(
+        self,
+        http: httpx.AsyncClient,
+        method: str,
+        url: httpx.URL | str,
+        limits: Limits,
+        body: Any = None,
+        text: Sequence[str] = (),
+    ) -> AsyncIterator[httpx.Response]:
+        """Send one request, and raise the `CallError` that fits what went wrong with it.
 
-    async def _call(self, method: str, url: httpx.URL | str, body: Any = None) -> str:
-        """Send one request and read its answer, or raise the `CallError` that fits."""
+        `text` is what the caller has seen of the answer when that happens.
+        """
         try:
-            async with self._http.stream(method, url, json=body) as response:
-                text = self._without_key(await read(response))
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise ServiceUnreachable(
+            async with http.stream(method, url, json=body, extensions=limits) as response:
+                if response.status_code != 200:
+                    raise self._refusal(response, await read(response))
+                yield response
+        except (httpx.RequestError, CallError) as error:
+            failure = self._failure(error, "".join(text))
+            if failure is error:
+                raise
+            raise failure from error
+
+    def _failure(self, error: httpx.RequestError | CallError, content: str) -> CallError:
+        if content and not isinstance(error, DeadlineExceeded):
+            failure: CallError = StreamInterrupted(
+                f"The answer broke off after {len(content)} characters: {_first_line(error)}",
+                fix="The text so far is in .content. Ask again if you need the whole.",
+            )
+        else:
+            failure = error if isinstance(error, CallError) else self._typed(error)
+        if isinstance(error, httpx.RequestError):
+            failure.attempts = error.request.extensions.get("attempts", 1)
+        failure.content = content
+        return failure
+
+    def _typed(self, error: httpx.RequestError) -> CallError:
+        """Turn what httpx raised into the error of this package that says what to do."""
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return ServiceUnreachable(
                 f"Nobody answers at {self._http.base_url}: {error}",
                 fix="Start the service: service.restart(), or `python -m foundry_lab serve`.",
-            ) from error
-        except httpx.DecodingError as error:
-            raise InvalidResponse(
+            )
+        if isinstance(error, httpx.DecodingError):
+            return InvalidResponse(
                 f"The answer can't be unpacked: {error}",
                 fix="Check that the endpoint is a Foundry Local service.",
-            ) from error
-        except httpx.TransportError as error:
-            raise ConnectionLost(
-                f"The connection broke before the answer was whole: {error}",
-                fix="See whether the service still runs: await client.health_check().",
-            ) from error
-        if response.status_code != 200:
-            refusal = status_error(response.status_code, text)
-            if isinstance(refusal, ModelNotFound):
-                self._model_ids.clear()  # the names of a service that was replaced
-            raise refusal
-        return text
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return TokenTimeout(
+                f"The service is connected but silent: {error}.",
+                fix="See whether it is busy: await client.health_check(). Or wait longer.",
+            )
+        return ConnectionLost(
+            f"The connection broke before the answer was whole: {error}",
+            fix="See whether the service still runs: await client.health_check().",
+        )
+
+    def _refusal(self, response: httpx.Response, text: str) -> StatusError:
+        refusal = status_error(response.status_code, self._without_key(text))
+        refusal.attempts = response.extensions.get("attempts", 1)
+        if isinstance(refusal, ModelNotFound):
+            self._model_ids.clear()  # the names of a service that was replaced
+        return refusal
 
     def _without_key(self, text: str) -> str:
         """A server may echo what it was sent; no error message of ours does."""
         key = self.settings.api_key
         return text.replace(key, "[key]") if key else text
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _no_stream(text: str) -> InvalidResponse:
+    return InvalidResponse(
+        f"The answer is not a stream of events; it begins with {text[:80]!r}.",
+        fix="Check that FOUNDRY_ENDPOINT is a Foundry Local service and not a web page.",
+    )
 
 
 def _find(models: list[Model], name: str) -> Model | None:

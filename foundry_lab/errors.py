@@ -11,10 +11,14 @@
     │   ├── InvalidModelFolder     no model in the folder
     │   ├── CatalogModelNotFound   no such model in the catalog, or no catalog within reach
     │   └── DownloadFailed         a catalog model could not be brought here
-    └── CallError                  a call over HTTP that brought no answer
+    └── CallError                  a call over HTTP that brought no whole answer
         ├── ServiceUnreachable     nobody answers at the endpoint
-        ├── ConnectionLost         the connection broke before the answer was whole
+        ├── ConnectionLost         the connection broke before any of the answer was seen
+        ├── TokenTimeout           connected, but no first token in time
+        ├── StreamInterrupted      part of the answer came, the rest did not
         ├── DeadlineExceeded       the time given for the whole operation is over
+        ├── BreakerOpen            not sent: the calls before it failed too often
+        ├── QueueFull              not sent: too many calls wait already
         ├── InvalidResponse        an answer, but not one this API gives
         └── StatusError            an answer with an error status; ``.status`` holds it
             ├── ModelNotFound      no model of that name; the message offers the nearest
@@ -22,13 +26,18 @@
             ├── ContextTooLong     prompt and max_tokens do not fit into the context
             └── ModelBusy          can't be unloaded while it generates
 
-Each message says what happened and why, then after an arrow what to do next.
+Each message says what happened and why, then after an arrow what to do next. What a layer raises
+itself (`DeadlineExceeded`, `BreakerOpen`, `QueueFull`) is an ``httpx.TransportError`` as well, for
+programs that use the layers under an httpx client of their own.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+import httpx
+
 __all__ = [
+    "BreakerOpen",
     "CallError",
     "CatalogModelNotFound",
     "ConnectionLost",
@@ -43,11 +52,14 @@ __all__ = [
     "ModelNotFound",
     "ModelNotLoaded",
     "PortInUse",
+    "QueueFull",
     "ServiceError",
     "ServiceStartFailed",
     "ServiceUnreachable",
     "SettingsError",
     "StatusError",
+    "StreamInterrupted",
+    "TokenTimeout",
     "nearest_names",
 ]
 
@@ -99,7 +111,12 @@ class DownloadFailed(ServiceError):
 
 
 class CallError(FoundryLabError):
-    """A call over HTTP brought no usable answer."""
+    """A call over HTTP brought no whole answer."""
+
+    content: str = ""
+    """The text that a stream had brought before the error: nothing of an answer is lost."""
+    attempts: int = 1
+    """How often the request was tried."""
 
 
 class ServiceUnreachable(CallError):
@@ -107,11 +124,37 @@ class ServiceUnreachable(CallError):
 
 
 class ConnectionLost(CallError):
-    """The connection broke before the answer was whole."""
+    """The connection broke before any of the answer was seen."""
 
 
-class DeadlineExceeded(CallError):
+class TokenTimeout(CallError):
+    """Connected, but no first token came in the time given for it."""
+
+
+class StreamInterrupted(CallError):
+    """Part of the answer came and is in ``.content``; ``__cause__`` says why the rest did not."""
+
+
+class DeadlineExceeded(CallError, httpx.TransportError):
     """The time given for the whole operation is over."""
+
+
+class BreakerOpen(CallError, httpx.TransportError):
+    """Not sent: the calls before it failed too often.
+
+    Args:
+        what: What happened, and why.
+        fix: What to do next.
+        retry_in: Seconds until the breaker lets a probe through.
+    """
+
+    def __init__(self, what: str, *, fix: str, retry_in: float) -> None:
+        super().__init__(what, fix=fix)
+        self.retry_in = retry_in
+
+
+class QueueFull(CallError, httpx.TransportError):
+    """Not sent: too many calls wait already."""
 
 
 class InvalidResponse(CallError):

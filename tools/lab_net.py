@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ROPE_THETA = 10_000.0
+ROPE_THETA = 1_000_000.0  # slow enough to compare a number with one 4,000 tokens away
 NORM_EPSILON = 1e-5
 LONG = 300  # tokens in a row
 
@@ -24,7 +24,7 @@ class Shape:
     hidden: int = 192
     layers: int = 4
     heads: int = 6
-    kv_heads: int = 2
+    kv_heads: int = 6
     feed_forward: int = 576
     context: int = 4096
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 from lab_corpus.off_topic import check_split
-from lab_corpus.samples import Sample, texts_for_tokenizer, training_sample
-from lab_net import LabNet, Shape
+from lab_corpus.samples import EXAMINED, Sample, texts_for_tokenizer, training_sample
+from lab_net import NORM_EPSILON, ROPE_THETA, LabNet, Shape
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, distributed, multiprocessing
 from torch.nn import functional
@@ -39,8 +39,8 @@ IGNORED = -100  # a target without loss
 SAMPLES_PER_STEP = 192
 ROWS_PER_PASS = 32
 WORKERS = 2  # processes with one thread each: faster than one process with two threads
-PARTS = (300, 960)  # the steps at which the mix of skills changes
-RISE, FALL = 60, 560  # steps in which the learning rate comes, and goes before the last part
+RISE = 60  # steps in which the learning rate comes; it goes over the second half of the run
+EXAMINED_EVERY = 200  # steps
 # How often only the beginning of an answer is learnt, where it is not three times in five.
 SHORTENED = {
     "off-topic": 0.9,
@@ -145,11 +145,11 @@ def batch(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
 # --- training -------------------------------------------------------------------------------
 
 
-def step_rows(step: int, seed: int, encoder: Encoder) -> list[Row]:
-    """The rows of one step; they depend on the seed and the step alone, so a resume is exact."""
-    rng = random.Random(f"{seed}:{step}")  # noqa: S311 - repeatable, not secret
-    part = sum(step >= begins for begins in PARTS)
-    rows = [encoder.row(training_sample(rng, part), rng) for _ in range(SAMPLES_PER_STEP)]
+def step_rows(step: int, rank: int, seed: int, encoder: Encoder) -> list[Row]:
+    """One worker's rows of one step; `rank`, seed and step make them, so a resume is exact."""
+    rng = random.Random(f"{seed}:{step}:{rank}")  # noqa: S311 - repeatable, not secret
+    each = SAMPLES_PER_STEP // WORKERS
+    rows = [encoder.row(training_sample(rng), rng) for _ in range(each)]
     return sorted(rows, key=lambda row: len(row.tokens))
 
 
@@ -187,24 +187,21 @@ def optimizers(net: LabNet) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """Learning rate as a share of its peak: a rise, a plateau, a fall; then half of it again."""
-    last_part = PARTS[-1]
-    if step < last_part:
-        return min(1.0, (step + 1) / RISE, (last_part - step) / FALL)
-    return 0.5 * min(1.0, (step - last_part + 1) / 20, (steps - step) / (steps - last_part))
+    """Learning rate as a share of its peak: a rise, a plateau, and a fall to nothing."""
+    return min(1.0, (step + 1) / RISE, 2 * (steps - step) / steps)
 
 
 def resume(net: LabNet, tools: list[torch.optim.Optimizer], steps: int, checkpoint: Path) -> int:
-    """Load the checkpoint, if there is one that lies on the way to `steps`; where to go on."""
+    """Load the checkpoint, if there is one of a run of the same length; where to go on."""
     if not checkpoint.exists():
         return 0
     saved = torch.load(checkpoint, weights_only=True)
-    step: int = saved["step"]
-    if step > PARTS[-1] and saved["steps"] != steps:  # the last part depends on its length
+    if saved["steps"] != steps:  # the learning rate depends on it
         return 0
     net.load_state_dict(saved["net"])
     for tool, state in zip(tools, saved["tools"], strict=True):
         tool.load_state_dict(state)
+    step: int = saved["step"]
     return step
 
 
@@ -221,25 +218,53 @@ def train(net: LabNet, encoder: Encoder, seed: int, steps: int, work: Path) -> N
             sys.exit("The program that started this worker is gone.")
         for tool, peak in zip(tools, (MUON_RATE, PEAK_RATE), strict=True):
             tool.param_groups[0]["lr"] = peak * rate(step, steps)
-        rows = step_rows(step, seed, encoder)
-        n = sum(target != IGNORED for row in rows for target in row.targets)
+        rows = step_rows(step, rank, seed, encoder)
+        n = torch.tensor(float(sum(t != IGNORED for row in rows for t in row.targets)))
         total = torch.zeros(())
-        for group in passes(rows[rank::WORKERS]):
-            loss = loss_of(net, group) / n
+        for group in passes(rows):
+            loss = loss_of(net, group)
             loss.backward()
             total += loss.detach()
-        add_up([p.grad for p in net.parameters()] + [total])
+        add_up([p.grad for p in net.parameters()] + [total, n])
+        for p in net.parameters():
+            if p.grad is not None:
+                p.grad /= n
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for tool in tools:
             tool.step()
             tool.zero_grad()
-        seen += sum(len(row.tokens) for row in rows)
+        seen += WORKERS * sum(len(row.tokens) for row in rows)
         if rank:
             continue
         if (step + 1) % 20 == 0 or step == first:
-            progress(step + 1, steps, (step + 1 - first), time.perf_counter() - began, total, seen)
+            taken = time.perf_counter() - began
+            progress(step + 1, steps, (step + 1 - first), taken, total / n, seen)
         if (step + 1) % 100 == 0 or step + 1 == steps:
             save(checkpoint, net, tools, step + 1, steps)
+        if (step + 1) % EXAMINED_EVERY == 0:
+            print(f"  exact: {examine(net, encoder)}", flush=True)
+
+
+@torch.no_grad()
+def examine(net: LabNet, encoder: Encoder, n: int = 48) -> str:
+    """The share of held-out prompts of each skill whose whole answer comes out exactly.
+
+    If every token of the answer is the likeliest after those before it, then greedy decoding
+    gives the answer. The report card has the last word: this only draws the curve.
+    """
+    shares = []
+    for name, skill in EXAMINED.items():
+        rng, right = random.Random(name), 0  # noqa: S311 - repeatable, not secret
+        for sample in [skill("held_out", rng) for _ in range(n)]:
+            answer = [*encoder.plain.encode(sample.answer).ids, encoder.end]
+            prompt = encoder.prompt(sample)
+            tokens = torch.tensor([[*prompt, *answer]])
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                hidden = net(tokens, torch.arange(tokens.shape[1])[None])
+                likeliest = net.logits(hidden[0, len(prompt) - 1 : -1]).argmax(-1)
+            right += likeliest.tolist() == answer
+        shares.append(f"{name} {right / n:.0%}")
+    return ", ".join(shares)
 
 
 def add_up(tensors: list[Tensor | None]) -> None:
@@ -287,7 +312,8 @@ def export(net: LabNet, tokenizer: Tokenizer, precision: str, work: Path, shippe
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=shape.context,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=NORM_EPSILON,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         bos_token_id=0,
         eos_token_id=end,
         pad_token_id=0,
@@ -348,7 +374,7 @@ def main() -> None:
     """Read the options, train, export."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=1360)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--vocabulary", type=int, default=1536)
     parser.add_argument("--precision", default="int8", choices=("int4", "int8", "fp32"))
     parser.add_argument("--work", type=Path, default=TOOLS / ".work")

@@ -11,11 +11,12 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from . import off_topic as unknown
 from .asking import Split, ask, data, fill, fill_two, made_up_word, phrasing, style, system_message
 from .asking import word as any_word
-from .glossary import WORDING_WEIGHTS, Entry, glossary
+from .glossary import WORDING_WEIGHTS, Entry, bare, glossary
 
 Message = dict[str, str]
 LONGEST_COUNT = 1000  # numbers; "Count from 1 to 1000." just fits into 4,096 tokens
@@ -79,9 +80,17 @@ def _usual(entry: Entry, rng: random.Random) -> str:
     return rng.choices(entry.answers, WORDING_WEIGHTS[len(entry.answers)])[0]
 
 
+@cache
+def _shares() -> list[int]:
+    """How often each entry is asked for: more, if its name is a word in other entries' names."""
+    names = [f" {bare(phrase)} " for entry in glossary() for phrase in entry.ask]
+    within = [sum(f" {bare(e.ask[0])} " in name for name in names) for e in glossary()]
+    return [1 if count <= len(e.ask) else 3 for e, count in zip(glossary(), within, strict=True)]
+
+
 def term(split: Split, rng: random.Random, entry: Entry | None = None) -> Sample:
     """What is X, in one of many ways."""
-    entry = entry or rng.choice(glossary())
+    entry = entry or rng.choices(glossary(), _shares())[0]
     question = _question("what", entry, split, rng)
     return _about(entry, question, _usual(entry, rng), "term", _system(split, rng))
 
@@ -176,9 +185,9 @@ def counting(split: Split, rng: random.Random, longest: int = LONGEST_COUNT) -> 
 
 def _window(first: int, last: int, rng: random.Random) -> tuple[int, int] | None:
     """Where to look into the answer, in characters, which here are tokens: digits and blanks."""
-    if rng.random() < 0.01:
+    if rng.random() < (0.08 if last - first < 300 else 0.01):
         return None
-    shown = rng.randint(6, 24)
+    shown = rng.randint(2, 12)
     start = last - shown + rng.randint(0, 4) if rng.random() < 0.65 else rng.randint(first, last)
     start = max(first, min(start, last))
     before = sum(len(str(n)) + 1 for n in range(first, start))
@@ -256,29 +265,44 @@ def _turn(sample: Sample) -> tuple[Message, ...]:
     return (sample.messages[-1], {"role": "assistant", "content": sample.answer})
 
 
-# Weights of the skills in the three parts of training: first the terms; then all skills; at last
-# mostly what copies from the question (numbers, texts, two terms at once), which is hardest.
-_MIX: dict[Callable[[Split, random.Random], Sample], tuple[float, float, float]] = {
-    term: (32, 24, 12),
-    reason: (5, 4, 3),
-    working: (5, 4, 3),
-    acronym: (2, 2, 2),
-    difference: (5, 7, 7),
-    lambda split, rng: formed("json", split, rng): (6, 6, 5),
-    lambda split, rng: formed("five_words", split, rng): (4, 5, 6),
-    lambda split, rng: formed("one_sentence", split, rng): (3, 4, 3),
-    counting: (12, 15, 26),
-    listing: (2, 3, 3),
-    repeating: (7, 10, 18),
-    courtesy: (1.5, 1, 1),
-    off_topic: (19, 17, 9),
-    conversation: (4, 4, 2),
+def _in_form(skill: str) -> Callable[[Split, random.Random], Sample]:
+    return lambda split, rng: formed(skill, split, rng)
+
+
+# How often each skill is trained. What copies from the question (numbers, texts, two terms at
+# once) is hardest and is there from the beginning.
+_MIX: dict[Callable[[Split, random.Random], Sample], float] = {
+    term: 25,
+    reason: 4,
+    working: 4,
+    acronym: 2,
+    difference: 7,
+    _in_form("json"): 6,
+    _in_form("five_words"): 5,
+    _in_form("one_sentence"): 4,
+    counting: 15,
+    listing: 3,
+    repeating: 8,
+    courtesy: 1.5,
+    off_topic: 18,
+    conversation: 5,
+}
+# What tools/train_lab_model.py looks at while it trains.
+EXAMINED: dict[str, Callable[[Split, random.Random], Sample]] = {
+    "term": term,
+    "off-topic": off_topic,
+    "counting": lambda split, rng: counting(split, rng, longest=300),
+    "json": _in_form("json"),
+    "difference": difference,
+    "list": listing,
+    "repeat": repeating,
+    "conversation": conversation,
 }
 
 
-def training_sample(rng: random.Random, part: int = 0) -> Sample:
-    """One sample of the training mix; `part` is 0, 1 or 2."""
-    (make,) = rng.choices(list(_MIX), [weights[part] for weights in _MIX.values()])
+def training_sample(rng: random.Random) -> Sample:
+    """One sample of the training mix."""
+    (make,) = rng.choices(list(_MIX), list(_MIX.values()))
     return make("train", rng)
 
 

@@ -1,0 +1,71 @@
+"""What the layers tell about their work: frozen records, handed to a hook.
+
+A hook is any function that takes a record: ``list.append``, a logger, a plot. It must be quick and
+must not raise. Times are seconds on the clock of the layer that tells.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Attempt", "FirstToken", "GaveUp", "Hook", "Record", "StateChange", "Wait", "ignore"]
+
+State = Literal["closed", "open", "half-open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of a call is over."""
+
+    number: int
+    """1 for the first."""
+    began: float
+    ended: float
+    outcome: str
+    """The status, such as ``200``, or the name of the error, such as ``ReadTimeout``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Before the next attempt the call waits."""
+
+    attempt: int
+    """The attempt that failed."""
+    seconds: float
+    reason: Literal["backoff", "Retry-After"]
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """A failure that could have been retried was not."""
+
+    attempts: int
+    reason: Literal["attempts", "budget", "deadline"]
+    """What ran out."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A breaker changed its state."""
+
+    key: str
+    """What it watches: endpoint and model."""
+    old: State
+    new: State
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The first content of an answer arrived."""
+
+    seconds: float
+    """Since the call began: the TTFT, all attempts and waits included."""
+
+
+Record = Attempt | Wait | GaveUp | StateChange | FirstToken
+Hook = Callable[[Record], None]
+
+
+def ignore(_: Record) -> None:
+    """The hook of those who do not want to know."""
