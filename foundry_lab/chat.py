@@ -28,6 +28,7 @@ __all__ = [
     "ToolCall",
     "Usage",
     "conversation",
+    "streamed",
 ]
 
 INT32 = 2**31 - 1
@@ -98,6 +99,11 @@ class ChatRequest(_Strict):
     def body(self, model_id: str) -> dict[str, Any]:
         """Return the JSON to send to that model: only what was given."""
         return {"model": model_id, **self.model_dump(exclude_none=True)}
+
+
+def streamed(body: dict[str, Any]) -> dict[str, Any]:
+    """Ask for the answer as a stream that ends with its usage."""
+    return body | {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def conversation(

@@ -4,23 +4,44 @@ It holds no HTTP of its own: what it adds to httpx is names, checks and clear er
 that make calls resilient are httpx transports, and `resilient` is where they are stacked.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import httpx
 
 from foundry_lab.answers import Listing, Status, parse, read, status_error
+from foundry_lab.batch import BatchResult, Prompt, batch
 from foundry_lab.breaker import BreakerTransport
-from foundry_lab.chat import ChatParameters, ChatRequest, Chunk, Completion, conversation
+from foundry_lab.cache import Cache, cache_key
+from foundry_lab.chat import (
+    ChatParameters,
+    ChatRequest,
+    Chunk,
+    Completion,
+    conversation,
+    streamed,
+)
 from foundry_lab.chunks import ChunkDecoder
 from foundry_lab.errors import (
     CallError,
     ConnectionLost,
     DeadlineExceeded,
+    FoundryLabError,
     InvalidRequest,
     InvalidResponse,
     ModelNotFound,
@@ -30,10 +51,10 @@ from foundry_lab.errors import (
     TokenTimeout,
     nearest_names,
 )
-from foundry_lab.health import Health, memory_of
+from foundry_lab.health import Health, memory_of, runtime_version
 from foundry_lab.layers import is_event_stream
-from foundry_lab.limits import ConcurrencyLimit, DeadlineTransport, TokenTimeouts
-from foundry_lab.records import FirstToken, Hook, ignore
+from foundry_lab.limits import ConcurrencyLimit, DeadlineTransport, TokenTimeouts, too_late
+from foundry_lab.records import CacheHit, Call, FirstToken, Hook, ignore
 from foundry_lab.retry import RetryPolicy, RetryTransport
 from foundry_lab.service import Service, alias_of, say_once, start_service
 from foundry_lab.settings import DEFAULT_MODEL, LOOPBACK, Settings, checked_url
@@ -41,6 +62,7 @@ from foundry_lab.wire import http_transport
 
 __all__ = ["FoundryAPIClient", "Model", "resilient"]
 
+CHAT = "/v1/chat/completions"
 Limits = dict[str, Any]
 """What a request tells the layers: ``deadline``, ``first_token``, ``stall``, ``commit`` …"""
 
@@ -86,6 +108,7 @@ class FoundryAPIClient:
             notebook's own service, started when it does not run yet.
         settings: Deadline, retries and key; the environment's settings by default.
         transport: What carries the requests, under the layers, instead of httpx's own transport.
+        cache: Where `complete` keeps the answers to deterministic requests; None for nowhere.
         hook: Is told what happens to the calls; see `foundry_lab.records`.
 
     Raises:
@@ -99,8 +122,10 @@ class FoundryAPIClient:
         *,
         settings: Settings | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        cache: Cache | None = None,
         hook: Hook = ignore,
     ) -> None:
+        self.cache = cache
         self.settings = settings or Settings.from_environment()
         if service is None:
             service = (settings and settings.endpoint) or start_service()
@@ -174,8 +199,14 @@ class FoundryAPIClient:
         """
         request = ChatRequest.checked(messages=conversation(prompt, messages, system), **parameters)
         limits = self._limits(timeout, first_token, stall) | {"commit": "end"}
-        chunks = [chunk async for chunk in self._stream(request, model, limits)]
-        return Completion.of(chunks)
+
+        async def ask() -> Completion:
+            return Completion.of([chunk async for chunk in self._stream(request, model, limits)])
+
+        if self.cache is None:
+            return await ask()
+        key = cache_key(request.body(await self._model_id(model, limits)))
+        return await self._cached(self.cache, key, ask, limits) if key else await ask()
 
     def stream_complete(
         self,
@@ -215,6 +246,22 @@ class FoundryAPIClient:
         request = ChatRequest.checked(messages=conversation(prompt, messages, system), **parameters)
         return self._stream(request, model, self._limits(timeout, first_token, stall))
 
+    def batch(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        concurrency: int = 2,
+        journal: Path | None = None,
+        progress: bool = True,
+    ) -> AsyncGenerator[BatchResult]:
+        """Ask many prompts, a few at once, and yield each result as soon as it is there.
+
+        See `foundry_lab.batch.batch`, which says what each argument is and what is raised.
+        """
+        return batch(
+            self.complete, prompts, concurrency=concurrency, journal=journal, progress=progress
+        )
+
     async def models(self) -> list[Model]:
         """List every model of the service's catalog, loaded or not.
 
@@ -250,18 +297,43 @@ class FoundryAPIClient:
         """
         return await self._load_or_unload("unload", model, timeout)
 
-    async def health_check(self) -> Health:
-        """Ask how the service is. Never raises for a service that is not well: it says so."""
-        root, limits = self._http.base_url.copy_with(path="/status"), self._limits()
+    async def health_check(self, *, timeout: float = 5.0) -> Health:
+        """Ask how the service is, down to a chat of one token: only that shows that it answers.
+
+        It goes around retry and breaker, which would hide what it looks for. It never raises for a
+        service that is not well: it says so.
+
+        Args:
+            timeout: Seconds for the whole check.
+        """
+        root, limits = self._http.base_url.copy_with(path="/status"), self._limits(timeout)
         try:
             status = parse(Status, await self._get(self._direct, root, limits))
             loaded = parse(list[str], await self._get(self._direct, "/models/loaded", limits))
         except CallError as error:
-            return Health("down", error.what, [], None)
+            return Health("down", error.what)
         memory = memory_of(status.pid) if root.host in LOOPBACK else None
+        version = runtime_version() if self._service and self._service.pid else None
+        found = Health("ok", "", loaded, memory, None, version)
         if not loaded:
-            return Health("degraded", "No model is loaded.", [], memory)
-        return Health("ok", "", loaded, memory)
+            return replace(found, status="degraded", reason="No model is loaded.")
+        try:
+            return replace(found, ttft=await self._ttft(loaded, limits))
+        except CallError as error:
+            return replace(found, status="degraded", reason=f"No chat: {error.what}")
+
+    async def _ttft(self, loaded: list[str], limits: Limits) -> float:
+        """Measure a chat of one token, in seconds."""
+        own = self._service.model_id if self._service else ""
+        model, began = own if own in loaded else loaded[0], time.monotonic()
+        request = ChatRequest.checked(messages=conversation("Hello", None, None), max_tokens=1)
+        body = streamed(request.body(model))
+        async with self._sent(self._direct, "POST", CHAT, limits, body) as answer:
+            ttft = None
+            async for chunk in self._chunks(answer):
+                if ttft is None and (chunk.content or chunk.finish_reason):
+                    ttft = time.monotonic() - began
+        return ttft or time.monotonic() - began
 
     async def _models(self, limits: Limits) -> list[Model]:
         listing = parse(Listing, await self._get(self._http, "/v1/models", limits))
@@ -316,29 +388,51 @@ class FoundryAPIClient:
                     f"{name} is {value!r}, which is not a number of seconds above zero.",
                     fix=f"Pass something like {name}=30, or leave it out.",
                 )
-        return given | {"deadline": time.monotonic() + seconds}
+        return given | {"deadline": time.monotonic() + seconds, "call": token_hex(4)}
 
     async def _stream(
         self, request: ChatRequest, model: str | None, limits: Limits
     ) -> AsyncGenerator[Chunk]:
-        """Send the request as a stream, and yield its chunks."""
-        began, text = time.monotonic(), list[str]()
-        body = request.body(await self._model_id(model, limits))
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-        chat = "/v1/chat/completions"
-        async with self._sent(self._http, "POST", chat, limits, body, text) as answer:
-            if not is_event_stream(answer):
-                raise _no_stream(self._without_key(await read(answer)))
-            chunks = ChunkDecoder()
-            async for packet in answer.aiter_bytes():
-                for chunk in chunks.feed(packet):
-                    if chunk.content and not text:
-                        self._hook(FirstToken(time.monotonic() - began))
+        """Send the request as a stream, and yield its chunks; then tell how the call went."""
+        began, text, tokens, outcome = time.monotonic(), list[str](), 0, "left"
+        try:
+            body = request.body(await self._model_id(model, limits))
+            async with self._sent(self._http, "POST", CHAT, limits, streamed(body), text) as answer:
+                async for chunk in self._chunks(answer):
                     if chunk.content:
+                        if not text:
+                            self._hook(FirstToken(time.monotonic() - began, limits["call"]))
                         text.append(chunk.content)
+                    tokens = chunk.usage.completion_tokens if chunk.usage else tokens
                     yield chunk
-            if not chunks.over:
-                raise httpx.RemoteProtocolError("no [DONE]", request=answer.request)
+            outcome = "ok"
+        except FoundryLabError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            self._hook(Call(began, time.monotonic(), outcome, tokens, limits["call"]))
+
+    async def _chunks(self, answer: httpx.Response) -> AsyncIterator[Chunk]:
+        if not is_event_stream(answer):
+            raise _no_stream(self._without_key(await read(answer)))
+        chunks = ChunkDecoder()
+        async for packet in answer.aiter_bytes():
+            for chunk in chunks.feed(packet):
+                yield chunk
+        if not chunks.over:
+            raise httpx.RemoteProtocolError("no [DONE]", request=answer.request)
+
+    async def _cached(
+        self, cache: Cache, key: str, ask: Callable[[], Awaitable[Completion]], limits: Limits
+    ) -> Completion:
+        try:
+            async with asyncio.timeout_at(limits["deadline"]):  # somebody else's call may be slower
+                completion, was_there = await cache.get_or_ask(key, ask)
+        except TimeoutError as error:
+            raise too_late(limits["seconds"]) from error
+        if was_there:
+            self._hook(CacheHit(limits["call"]))
+        return completion
 
     async def _get(self, http: httpx.AsyncClient, url: httpx.URL | str, limits: Limits) -> str:
         async with self._sent(http, "GET", url, limits) as answer:

@@ -12,7 +12,7 @@ from foundry_lab.chunks import ChunkDecoder
 from foundry_lab.errors import DeadlineExceeded, InvalidRequest, QueueFull
 from foundry_lab.layers import Layer, WatchedBody, is_event_stream
 
-__all__ = ["ConcurrencyLimit", "DeadlineTransport", "TokenTimeouts"]
+__all__ = ["ConcurrencyLimit", "DeadlineTransport", "TokenTimeouts", "too_late"]
 
 
 class DeadlineTransport(Layer):
@@ -44,7 +44,7 @@ class DeadlineTransport(Layer):
             async with asyncio.timeout_at(deadline):
                 response = await self.inner.handle_async_request(request)
         except TimeoutError as error:
-            raise _too_late(seconds) from error
+            raise too_late(seconds) from error
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _UntilDeadline(response.stream, deadline, seconds)
         return response
@@ -61,10 +61,11 @@ class _UntilDeadline(WatchedBody):
             async with asyncio.timeout_at(self._deadline):
                 return await super()._next()
         except TimeoutError as error:
-            raise _too_late(self._seconds) from error
+            raise too_late(self._seconds) from error
 
 
-def _too_late(seconds: float) -> DeadlineExceeded:
+def too_late(seconds: float) -> DeadlineExceeded:
+    """Make the error that says that `seconds` were not enough."""
     return DeadlineExceeded(
         f"No whole answer within {seconds:g} s.",
         fix="Ask for fewer tokens, or allow more time with timeout=… or FOUNDRY_TIMEOUT.",

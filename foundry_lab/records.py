@@ -8,7 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Attempt", "FirstToken", "GaveUp", "Hook", "Record", "StateChange", "Wait", "ignore"]
+__all__ = [
+    "Attempt",
+    "CacheHit",
+    "Call",
+    "FirstToken",
+    "GaveUp",
+    "Hook",
+    "Record",
+    "StateChange",
+    "Wait",
+    "ignore",
+    "to_all",
+]
 
 State = Literal["closed", "open", "half-open"]
 
@@ -23,6 +35,8 @@ class Attempt:
     ended: float
     outcome: str
     """The status, such as ``200``, or the name of the error, such as ``ReadTimeout``."""
+    call: str = ""
+    """The id of the call it belongs to, the same in all its records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,7 @@ class Wait:
     """The attempt that failed."""
     seconds: float
     reason: Literal["backoff", "Retry-After"]
+    call: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +57,7 @@ class GaveUp:
     attempts: int
     reason: Literal["attempts", "budget", "deadline"]
     """What ran out."""
+    call: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +77,42 @@ class FirstToken:
 
     seconds: float
     """Since the call began: the TTFT, all attempts and waits included."""
+    call: str = ""
 
 
-Record = Attempt | Wait | GaveUp | StateChange | FirstToken
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A whole call is over: an answer, or the end of all attempts."""
+
+    began: float
+    ended: float
+    outcome: str
+    """``ok``, ``left`` when its caller did not want the rest, or the name of the error."""
+    tokens: int
+    """Tokens of the answer as the service counts them; 0 when that is not known."""
+    call: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHit:
+    """A call was answered without the service."""
+
+    call: str = ""
+
+
+Record = Attempt | Wait | GaveUp | StateChange | FirstToken | Call | CacheHit
 Hook = Callable[[Record], None]
 
 
 def ignore(_: Record) -> None:
     """The hook of those who do not want to know."""
+
+
+def to_all(*hooks: Hook) -> Hook:
+    """Make one hook that hands each record to several."""
+
+    def tell(record: Record) -> None:
+        for hook in hooks:
+            hook(record)
+
+    return tell

@@ -17,7 +17,7 @@ from foundry_lab.answers import MAX_BODY
 from foundry_lab.chunks import ChunkDecoder
 from foundry_lab.clock import REAL, Clock
 from foundry_lab.errors import InvalidRequest
-from foundry_lab.layers import Layer, is_event_stream
+from foundry_lab.layers import Layer, drain, is_event_stream
 from foundry_lab.records import Attempt, GaveUp, Hook, Wait, ignore
 
 __all__ = [
@@ -85,10 +85,10 @@ def retry_after(value: str | None, now: datetime) -> float | None:
     """
     value = (value or "").strip()
     if value.isascii() and value.isdigit():
-        return float(value[:12])
+        return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0.0, (moment - now).total_seconds())
@@ -161,9 +161,9 @@ class RetryTransport(Layer):
     would repeat text (gRPC proposal A6 calls this "committed"). Any other answer, and a stream sent
     with ``extensions={"commit": "end"}``, is read whole first.
 
-    A request may carry ``extensions={"deadline": t}``, a time of `clock`: no wait goes beyond it. A
-    body that can be read only once is not retried. ``response.extensions["attempts"]``, and the
-    same of ``error.request``, holds the number of attempts.
+    A request may carry ``extensions={"deadline": t}``, a time of `clock` that no wait goes beyond,
+    and ``"call"``, an id for the records. A body that can be read only once is not retried.
+    ``response.extensions["attempts"]``, and the same of ``error.request``, counts the attempts.
 
     Args:
         inner: The next transport.
@@ -194,6 +194,7 @@ class RetryTransport(Layer):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request, again if need be; raise or return what the last attempt brought."""
         self.budget.deposit()
+        call = request.extensions.get("call", "")
         delays = self.policy.delays(self._rng)
         for number in count(1):
             request.extensions["attempts"] = number
@@ -202,17 +203,20 @@ class RetryTransport(Layer):
             try:
                 outcome = await self._attempt(request)
             except BaseException as error:
-                self._hook(Attempt(number, began, self._clock.now(), type(error).__name__))
+                self._hook(Attempt(number, began, self._clock.now(), type(error).__name__, call))
                 if not isinstance(error, RETRYABLE_ERRORS):
                     raise
                 outcome = error
             else:
-                self._hook(Attempt(number, began, self._clock.now(), str(outcome.status_code)))
-                if outcome.status_code not in RETRYABLE_STATUSES:
+                status = outcome.status_code
+                self._hook(Attempt(number, began, self._clock.now(), str(status), call))
+                if status not in RETRYABLE_STATUSES:
                     break
             wait = self._next_wait(number, next(delays), request, outcome)
             if wait is None:
                 break
+            if isinstance(outcome, httpx.Response):
+                await outcome.aclose()  # one that was not read to its end holds a connection
             await self._clock.sleep(wait)
         if isinstance(outcome, Exception):
             raise outcome
@@ -241,14 +245,15 @@ class RetryTransport(Layer):
         floor = retry_after(header, datetime.now(UTC))
         wait = backoff + (floor or 0.0)
         deadline = request.extensions.get("deadline", float("inf"))
+        call = request.extensions.get("call", "")
         if attempts >= self.policy.attempts or not _repeatable(request):
-            self._hook(GaveUp(attempts, "attempts"))
+            self._hook(GaveUp(attempts, "attempts", call))
         elif wait > self.policy.longest_wait or self._clock.now() + wait >= deadline:
-            self._hook(GaveUp(attempts, "deadline"))
+            self._hook(GaveUp(attempts, "deadline", call))
         elif not self.budget.withdraw():
-            self._hook(GaveUp(attempts, "budget"))
+            self._hook(GaveUp(attempts, "budget", call))
         else:
-            self._hook(Wait(attempts, wait, "backoff" if floor is None else "Retry-After"))
+            self._hook(Wait(attempts, wait, "backoff" if floor is None else "Retry-After", call))
             return wait
         return None
 
@@ -269,13 +274,17 @@ async def commit(response: httpx.Response, *, whole: bool) -> None:
     body = response.stream
     assert isinstance(body, httpx.AsyncByteStream)
     packets, read, size = aiter(body), list[bytes](), 0
-    events = ChunkDecoder() if is_event_stream(response) else None
+    events = ChunkDecoder() if response.is_success and is_event_stream(response) else None
     async for packet in packets:
         read.append(packet)
         size += len(packet)
-        if size > MAX_BODY or (events and events.shows_content(packet) and not whole):
+        shown = events is not None and events.shows_content(packet)
+        if size > MAX_BODY or (shown and not whole):
             response.stream = _Rest(read, packets, body)
             return
+        if events and events.over:
+            await drain(packets)
+            break
     if events and not events.over:
         raise httpx.RemoteProtocolError("the stream ended before its answer did: no [DONE]")
     await body.aclose()

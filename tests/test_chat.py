@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundry_lab.chat import ChatParameters, ChatRequest, Completion, conversation
+from foundry_lab.chat import ChatParameters, ChatRequest, Chunk, Completion, Usage, conversation
 from foundry_lab.errors import InvalidRequest, InvalidResponse
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -78,8 +78,18 @@ def test_a_request_has_a_prompt_or_messages() -> None:
     ]
 
 
-@given(JSON.map(json.dumps) | st.text())
-def test_any_body_is_a_completion_or_refused(body: str) -> None:
-    """Whatever a server sends, reading it ends in a Completion or in InvalidResponse."""
-    with pytest.raises(InvalidResponse):
-        Completion.from_body(body)
+def test_a_completion_is_what_its_chunks_say() -> None:
+    """Text is joined; reason, usage, model and id come from the last chunks."""
+    usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+    chunks = [Chunk("a"), Chunk("b", "stop"), Chunk(usage=usage, model="m:1", id="chatcmpl-1")]
+    whole = Completion.of(chunks)
+    assert (whole.content, whole.finish_reason, whole.usage) == ("ab", "stop", usage)
+    assert (whole.model, whole.id) == ("m:1", "chatcmpl-1")
+
+
+def test_an_answer_without_its_end_is_refused_and_kept() -> None:
+    """A stream that says neither why it ended nor what it cost is no completion."""
+    for chunks in ([], [Chunk("a")], [Chunk("a", "stop")]):
+        with pytest.raises(InvalidResponse, match="finish_reason") as caught:
+            Completion.of(chunks)
+        assert caught.value.content == "".join(chunk.content for chunk in chunks)

@@ -1,0 +1,181 @@
+"""Cache: only what is deterministic, one call for many, and a store that survives a kill."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from foundry_lab import FoundryAPIClient, Service
+from foundry_lab.cache import Cache, cache_key
+from foundry_lab.chat import Completion, Usage
+from foundry_lab.errors import CallError, DeadlineExceeded, InvalidRequest
+from foundry_lab.records import CacheHit, Record
+
+pytestmark = pytest.mark.anyio
+
+USAGE = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
+
+
+def completion(text: str) -> Completion:
+    return Completion(content=text, finish_reason="stop", usage=USAGE, model="m:1", id="1")
+
+
+class Asked:
+    """A call that counts how often it is made."""
+
+    def __init__(self, text: str = "answer", wait: asyncio.Event | None = None) -> None:
+        self.times = self.cancelled = 0
+        self._text, self._wait = text, wait
+
+    async def __call__(self) -> Completion:
+        self.times += 1
+        try:
+            if self._wait:
+                await self._wait.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return completion(self._text)
+
+
+def test_only_what_is_deterministic_has_a_key() -> None:
+    """Temperature 0 or a seed; every part of the request counts, its order does not."""
+    body = {"model": "m:1", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0.0}
+    assert cache_key(body) == cache_key(dict(reversed(body.items())))
+    assert cache_key(body | {"temperature": 1.0}) is None
+    assert cache_key(body | {"temperature": 1.0, "seed": 3}) is not None
+    keys = {cache_key(body | change) for change in ({}, {"model": "m:2"}, {"max_tokens": 3})}
+    assert len(keys) == 3
+
+
+async def test_the_second_time_nobody_is_asked() -> None:
+    """A hit brings the same completion without a call."""
+    cache, ask = Cache(), Asked()
+    assert await cache.get_or_ask("k", ask) == (completion("answer"), False)
+    assert await cache.get_or_ask("k", ask) == (completion("answer"), True)
+    assert (ask.times, cache.hits, cache.misses, len(cache)) == (1, 1, 1, 1)
+
+
+async def test_a_stampede_makes_one_call() -> None:
+    """A hundred callers at once wait for one answer."""
+    gate = asyncio.Event()
+    cache, ask = Cache(), Asked(wait=gate)
+    callers = [asyncio.create_task(cache.get_or_ask("k", ask)) for _ in range(100)]
+    await asyncio.sleep(0)
+    gate.set()
+    assert {answer.content for answer, _ in await asyncio.gather(*callers)} == {"answer"}
+    assert ask.times == 1
+
+
+async def test_the_call_lives_as_long_as_somebody_waits() -> None:
+    """The first caller may leave; when the last leaves, the call is cancelled."""
+    gate = asyncio.Event()
+    cache, ask = Cache(), Asked(wait=gate)
+    first, second = (asyncio.create_task(cache.get_or_ask("k", ask)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    assert ask.cancelled == 0
+    second.cancel()
+    await asyncio.wait([second])
+    await asyncio.sleep(0)
+    assert ask.cancelled == 1
+    gate.set()
+    assert (await cache.get_or_ask("k", ask))[0].content == "answer"
+
+
+async def test_an_error_reaches_all_and_is_not_kept() -> None:
+    """After a failure the next caller asks again."""
+
+    async def fails() -> Completion:
+        await asyncio.sleep(0)
+        raise CallError("It failed.", fix="Nothing.")
+
+    cache = Cache()
+    outcomes = await asyncio.gather(
+        *(cache.get_or_ask("k", fails) for _ in range(3)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [CallError] * 3
+    assert (await cache.get_or_ask("k", Asked()))[1] is False
+
+
+async def test_the_least_recently_used_goes_first() -> None:
+    """It never holds more than it may, and keeps what was used."""
+    time = 0.0
+    cache = Cache(max_entries=2, now=lambda: time)
+    for key in ("a", "b", "a", "c"):
+        time += 1
+        await cache.get_or_ask(key, Asked(key))
+    assert len(cache) == 2
+    assert (await cache.get_or_ask("a", Asked()))[1] is True
+    assert (await cache.get_or_ask("b", Asked()))[1] is False
+
+
+async def test_an_old_answer_is_asked_for_again() -> None:
+    """After max_age seconds an answer does not count any more."""
+    time = 0.0
+    cache, ask = Cache(max_age=10, now=lambda: time), Asked()
+    await cache.get_or_ask("k", ask)
+    time = 9.0
+    assert (await cache.get_or_ask("k", ask))[1] is True
+    time = 10.0
+    assert (await cache.get_or_ask("k", ask))[1] is False
+
+
+@pytest.mark.parametrize("mistake", [{"max_entries": 0}, {"max_age": 0}, {"max_age": float("nan")}])
+def test_a_cache_that_keeps_nothing_is_refused(mistake: dict[str, float]) -> None:
+    """Sizes and ages are above zero."""
+    with pytest.raises(InvalidRequest, match="keeps nothing"):
+        Cache(**mistake)  # type: ignore[arg-type]
+
+
+KILLED = """
+import asyncio, os, sys
+from pathlib import Path
+from foundry_lab.cache import Cache
+from foundry_lab.chat import Completion, Usage
+usage = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
+async def ask():
+    return Completion(content="kept", finish_reason="stop", usage=usage, model="m:1", id="1")
+async def main():
+    await Cache(Path(sys.argv[1])).get_or_ask("k", ask)
+    os._exit(1)  # as a kill does: nothing is closed
+asyncio.run(main())
+"""
+
+
+async def test_the_store_survives_a_kill(tmp_path: Path) -> None:
+    """What a killed program had kept, the next one finds."""
+    path = tmp_path / "answers.sqlite"
+    program = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(path))
+    await asyncio.wait_for(program.wait(), 30)
+    cache = Cache(path)
+    assert (await cache.get_or_ask("k", Asked("new")))[0].content == "kept"
+    cache.close()
+
+
+async def test_the_client_asks_the_real_service_once(service: Service) -> None:
+    """Equal greedy questions cost one call, random ones each their own."""
+    records: list[Record] = []
+    cache = Cache()
+    async with FoundryAPIClient(service, cache=cache, hook=records.append) as client:
+        first = await client.complete("What is jitter?", max_tokens=5)
+        again = await client.complete("What is jitter?", max_tokens=5)
+        assert first == again
+        await client.complete("What is jitter?", max_tokens=5, temperature=1.0)
+        await client.complete("What is jitter?", max_tokens=5, temperature=1.0)
+    assert (cache.hits, cache.misses, len(cache)) == (1, 1, 1)
+    assert sum(isinstance(record, CacheHit) for record in records) == 1
+
+
+async def test_who_waits_for_anothers_call_keeps_the_own_deadline(service: Service) -> None:
+    """A short deadline ends the waiting; the call goes on for the one who has time."""
+    async with FoundryAPIClient(service, cache=Cache()) as client:
+        question = {"prompt": "Count from 1 to 300.", "max_tokens": 1500}
+        await client.complete("Hello", max_tokens=1)
+        patient = asyncio.create_task(client.complete(**question, timeout=20))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceeded):
+            await client.complete(**question, timeout=0.02)  # type: ignore[arg-type]
+        assert (await patient).content
