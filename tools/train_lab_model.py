@@ -186,9 +186,11 @@ def optimizers(net: LabNet) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate(step: int, steps: int) -> float:
-    """Learning rate as a share of its peak: a rise, a plateau, and a fall to nothing."""
-    return min(1.0, (step + 1) / RISE, 2 * (steps - step) / steps)
+def rate(step: int, options: argparse.Namespace) -> float:
+    """Learning rate as a share of the largest: a rise, a plateau, and a fall to nothing."""
+    steps: int = options.steps
+    peak: float = options.peak
+    return peak * min(1.0, (step + 1) / RISE, 2 * (steps - step) / steps)
 
 
 def resume(net: LabNet, tools: list[torch.optim.Optimizer], steps: int, checkpoint: Path) -> int:
@@ -205,20 +207,21 @@ def resume(net: LabNet, tools: list[torch.optim.Optimizer], steps: int, checkpoi
     return step
 
 
-def train(net: LabNet, encoder: Encoder, seed: int, steps: int, work: Path) -> None:
-    """Train for `steps`, or for what is left of them, with a checkpoint every 100 steps.
+def train(net: LabNet, encoder: Encoder, options: argparse.Namespace) -> None:
+    """Train for all steps, or for what is left of them, with a checkpoint every 100 steps.
 
     Each worker takes its share of a step's rows; they add up their gradients.
     """
-    rank, tools, checkpoint = distributed.get_rank(), optimizers(net), work / "checkpoint.pt"
+    steps, checkpoint = options.steps, options.work / "checkpoint.pt"
+    rank, tools = distributed.get_rank(), optimizers(net)
     first = resume(net, tools, steps, checkpoint)
     began, seen = time.perf_counter(), 0
     for step in range(first, steps):
         if (parent := multiprocessing.parent_process()) and not parent.is_alive():
             sys.exit("The program that started this worker is gone.")
         for tool, peak in zip(tools, (MUON_RATE, PEAK_RATE), strict=True):
-            tool.param_groups[0]["lr"] = peak * rate(step, steps)
-        rows = step_rows(step, rank, seed, encoder)
+            tool.param_groups[0]["lr"] = peak * rate(step, options)
+        rows = step_rows(step, rank, options.seed, encoder)
         n = torch.tensor(float(sum(t != IGNORED for row in rows for t in row.targets)))
         total = torch.zeros(())
         for group in passes(rows):
@@ -364,8 +367,10 @@ def worker(rank: int, options: argparse.Namespace) -> None:
     distributed.init_process_group("gloo", meeting, rank=rank, world_size=WORKERS)
     tokenizer = Tokenizer.from_file(str(options.work / "tokenizer.json"))
     net = make_net(options.seed, tokenizer)
+    if options.start:
+        net.load_state_dict(torch.load(options.start / "checkpoint.pt", weights_only=True)["net"])
     try:
-        train(net, Encoder(tokenizer), options.seed, options.steps, options.work)
+        train(net, Encoder(tokenizer), options)
     except KeyboardInterrupt:
         sys.exit(1)
 
@@ -377,6 +382,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--vocabulary", type=int, default=1536)
     parser.add_argument("--precision", default="int8", choices=("int4", "int8", "fp32"))
+    parser.add_argument("--peak", type=float, default=1.0, help="largest learning rate")
+    parser.add_argument("--start", type=Path, help="begin where the run with this --work ended")
     parser.add_argument("--work", type=Path, default=TOOLS / ".work")
     parser.add_argument("--out", type=Path, default=SHIPPED)
     options = parser.parse_args()
@@ -384,7 +391,9 @@ def main() -> None:
     (options.work / "meeting").unlink(missing_ok=True)
     check_split()
     kept = options.work / "tokenizer.json"
-    if not kept.exists():  # a checkpoint is worth nothing with another tokenizer
+    if not kept.exists() and options.start:  # weights are worth nothing with another tokenizer
+        shutil.copyfile(options.start / "tokenizer.json", kept)
+    elif not kept.exists():
         make_tokenizer(options.seed, options.vocabulary).save(str(kept))
     tokenizer = Tokenizer.from_file(str(kept))
     net = make_net(options.seed, tokenizer)
