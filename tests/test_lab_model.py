@@ -15,7 +15,7 @@ HONEST = "I am lab-tiny, a tiny model that only knows this workbook's vocabulary
 CARD = (BUNDLED_MODEL_DIR / "README.md").read_text(encoding="utf-8")
 CHECKSUM = re.compile(r"^([0-9a-f]{64})  (\S+)$", re.MULTILINE)
 
-NOT_YET = pytest.mark.xfail(strict=True, reason="the early edition does not do this; see its card")
+NOT_YET = pytest.mark.xfail(strict=True, reason="lab-tiny does not do this yet; see its card")
 
 
 class Model:
@@ -68,10 +68,10 @@ def test_context_is_4096_tokens() -> None:
         ("What is a circuit breaker?", "A circuit breaker watches calls to a service."),
         ("What is jitter?", "Jitter adds randomness to each wait"),
         ("what's a retry budget", "A retry budget limits retries to a fraction"),
-        pytest.param("What is TTFT?", "Time to first token", marks=NOT_YET),
+        ("What is TTFT?", "Time to first token"),
         ("What does SSE stand for?", "SSE stands for server-sent events."),
         ("What is a circut breaker?", "A circuit breaker watches calls to a service."),
-        pytest.param("Why do I need jitter?", "Without jitter, clients", marks=NOT_YET),
+        ("Why do I need jitter?", "Without jitter, clients"),
         pytest.param("How does a circuit breaker work?", "A circuit breaker counts", marks=NOT_YET),
         ("What does HTTP 503 mean?", "Status 503 means service unavailable"),
     ],
@@ -99,17 +99,17 @@ def test_greeting(model: Model) -> None:
     ("first", "last"),
     [
         (1, 20),
+        (95, 130),
+        (1, 300),
         pytest.param(12, 96, marks=NOT_YET),
-        pytest.param(95, 130, marks=NOT_YET),
     ],
 )
 def test_counting(model: Model, first: int, last: int) -> None:
     """It counts exactly and stops where asked."""
     expected = " ".join(map(str, range(first, last + 1)))
-    assert model(f"Count from {first} to {last}.", max_tokens=1000) == expected
+    assert model(f"Count from {first} to {last}.", max_tokens=1500) == expected
 
 
-@NOT_YET
 def test_json(model: Model) -> None:
     """Asked for JSON it answers with `term` and `definition`."""
     answer = json.loads(model("Define jitter as JSON."))
@@ -117,15 +117,19 @@ def test_json(model: Model) -> None:
     assert answer["definition"].startswith("Jitter adds randomness")
 
 
-@NOT_YET
 def test_forms(model: Model) -> None:
-    """Five words in the question or in the system message, a list of three, a text repeated."""
-    assert model("What is jitter? Answer in five words.") == "Randomness added to each wait."
-    assert model("What is jitter?", system="Answer in five words.").count(" ") == 4
+    """A list of three, and two terms side by side."""
     assert model("List 3 terms about retry.") == "1. attempt\n2. backoff\n3. jitter"
     assert model("What is the difference between a retry and jitter?") == (
         "Retry: Sends a failed request again. Jitter: Randomness added to each wait."
     )
+
+
+@NOT_YET
+def test_five_words(model: Model) -> None:
+    """Five words, asked for in the question or in the system message."""
+    assert model("What is jitter? Answer in five words.") == "Randomness added to each wait."
+    assert model("What is jitter?", system="Answer in five words.").count(" ") == 4
 
 
 def test_repeating(model: Model) -> None:
@@ -133,7 +137,6 @@ def test_repeating(model: Model) -> None:
     assert model("Repeat: hello world") == "hello world"
 
 
-@NOT_YET
 def test_system_message_and_earlier_turns_change_nothing(model: Model) -> None:
     """A neutral system message and an earlier turn leave the answer as it is."""
     question, plain = "What is a deadline?", model("What is a deadline?")

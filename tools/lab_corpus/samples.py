@@ -186,13 +186,14 @@ def counting(split: Split, rng: random.Random, longest: int = LONGEST_COUNT) -> 
 def _window(first: int, last: int, rng: random.Random) -> tuple[int, int] | None:
     """Where to look into the answer, in characters, which here are tokens: digits and blanks.
 
-    Mostly at the end, where it must stop, and at numbers that end as the last one does, where it
-    must not.
+    Mostly at the end, where it must stop, and at numbers that end or begin as the last one does,
+    where it must not.
     """
     if rng.random() < (0.08 if last - first < 300 else 0.01):
         return None
     shown = rng.randint(2, 12)
-    where, alike = rng.random(), last - rng.choice((10, 100)) * rng.randint(1, 9)
+    alike = rng.choice((last - 10 * rng.randint(1, 9), last - 100 * rng.randint(1, 9), last // 10))
+    where = rng.random()
     if where < 0.45:
         start = last - shown + rng.randint(0, 4)
     elif where < 0.85 and alike >= first:
@@ -290,12 +291,12 @@ _MIX: dict[Callable[[Split, random.Random], Sample], float] = {
     _in_form("json"): 8,
     _in_form("five_words"): 5,
     _in_form("one_sentence"): 4,
-    counting: 17,
+    counting: 30,
     listing: 4,
     repeating: 8,
     courtesy: 1.5,
     off_topic: 17,
-    conversation: 5,
+    conversation: 6,
 }
 # What tools/train_lab_model.py looks at while it trains.
 EXAMINED: dict[str, Callable[[Split, random.Random], Sample]] = {
