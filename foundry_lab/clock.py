@@ -62,12 +62,14 @@ class VirtualClock:
     async def sleep(self, seconds: float) -> None:
         """Wait in virtual time: as soon as nobody else has to be woken earlier."""
         self._count += 1
-        wake = (self._now + max(0.0, seconds), self._count)
+        wake = (self._now + seconds, self._count)
         heapq.heappush(self._wakes, wake)
         try:
-            await self._settle()
-            while self._wakes[0] != wake:
+            is_next = was_next = False
+            while not (is_next and was_next):  # since it became next, others had their say
+                was_next = self._wakes[0] == wake
                 await self._settle()
+                is_next = self._wakes[0] == wake
             self._now = max(self._now, wake[0])
         finally:
             self._wakes.remove(wake)
