@@ -1,13 +1,25 @@
-"""``python -m foundry_lab doctor | serve``."""
+"""``python -m foundry_lab doctor | serve | faults``."""
 
 import argparse
 import contextlib
 import io
 import sys
+import time
+from functools import partial
 
 from foundry_lab.doctor import examine
 from foundry_lab.errors import FoundryLabError
+from foundry_lab.faults import KINDS, FaultProxy, plan_from
 from foundry_lab.service import Service
+
+FAULTS = """\
+Several faults take turns. With @SHARE, a number from 0 to 1, each request draws one at random, and
+the rest passes. foundry_lab/faults/kinds.py says what each of them is and which fields it has.
+
+  python -m foundry_lab faults --fault Status:code=429,retry_after=2
+  python -m foundry_lab faults --fault CutBody:after_events=5,how=close@0.2 --fault Stall@0.1
+  python -m foundry_lab faults --only /v1/chat --fault Reset --to http://127.0.0.1:5273
+"""
 
 
 def main() -> int:
@@ -21,14 +33,33 @@ def main() -> int:
     commands.add_parser("doctor", help="what works on this machine, and what to do about the rest")
     serve = commands.add_parser("serve", help="run the service until Ctrl-C, for any other program")
     serve.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")
+    _add_faults(
+        commands.add_parser(
+            "faults",
+            help="run a proxy in front of the service, where things go wrong, until Ctrl-C",
+            epilog=FAULTS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     arguments = parser.parse_args()
     try:
-        return _doctor() if arguments.command == "doctor" else _serve(arguments.port)
+        if arguments.command == "doctor":
+            return _doctor()
+        return _serve(arguments.port) if arguments.command == "serve" else _faults(arguments)
     except FoundryLabError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _add_faults(faults: argparse.ArgumentParser) -> None:
+    kinds, form = ", ".join(KINDS), "NAME[:FIELD=VALUE,…][@SHARE]"
+    faults.add_argument("--fault", action="append", default=[], metavar=form, help=kinds)
+    faults.add_argument("--seed", type=int, default=0, help="same seed, same draws; default 0")
+    faults.add_argument("--only", default="", metavar="PATH", help="leave other paths alone")
+    faults.add_argument("--to", metavar="URL", help="a service that runs; else one is started")
+    faults.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")
 
 
 def _port(text: str) -> int:
@@ -50,6 +81,20 @@ def _serve(port: int) -> int:
         print(f"{service.model_id} at {service.url}\nCtrl-C ends it.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             service.wait()
+    return 0
+
+
+def _faults(arguments: argparse.Namespace) -> int:
+    plan = plan_from(arguments.fault, arguments.seed)
+    with contextlib.ExitStack() as running:
+        url = arguments.to or running.enter_context(Service()).url
+        proxy = FaultProxy(
+            url, plan, only=arguments.only, port=arguments.port, on_end=partial(print, flush=True)
+        )
+        print(f"{running.enter_context(proxy).url}\nCtrl-C ends it.", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(60)
     return 0
 
 

@@ -4,8 +4,8 @@
 `BreakerTransport` asks it before each request and tells it afterwards.
 """
 
-import asyncio
 import json
+import time
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +15,16 @@ import httpx
 
 from foundry_lab.clock import REAL, Clock
 from foundry_lab.errors import BreakerOpen, InvalidRequest, QueueFull
-from foundry_lab.layers import Layer, WatchedBody
+from foundry_lab.layers import Layer, watch
 from foundry_lab.records import Hook, State, StateChange, ignore
 
 __all__ = ["Breaker", "BreakerPolicy", "BreakerTransport", "Outcome", "Permit"]
+
+OWN_ERRORS = (QueueFull, httpx.PoolTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+"""Errors on the way to the service, which say nothing about it."""
+
+TICK = time.get_clock_info("monotonic").resolution
+"""Seconds by which a timer may fire early: 16 ms on Windows."""
 
 Outcome = Literal["success", "failure", "neutral"]
 """``neutral``: the call says nothing about the service, such as one that its caller cancelled."""
@@ -55,7 +61,8 @@ class BreakerPolicy:
     def __post_init__(self) -> None:
         ratios = 0 < self.failure_ratio <= 1 and 0 < self.slow_ratio <= 1
         counts = self.minimum_throughput >= 1 and self.probes >= 1
-        if not (ratios and counts and min(self.window, self.break_duration, self.lease) > 0):
+        times = (self.slow_after, self.window, self.break_duration, self.lease)
+        if not (ratios and counts and all(seconds > 0 for seconds in times)):
             raise InvalidRequest(
                 f"No breaker can follow {self}.",
                 fix="Ratios lie above 0 and up to 1, counts from 1, times above 0.",
@@ -129,7 +136,10 @@ class Breaker:
             self._open_if_due(now)
 
     def retry_in(self, now: float) -> float:
-        """Return the seconds until a call may be let through: 0 if one may be now."""
+        """Return the seconds until a call may be let through: 0 if one may be now.
+
+        In half-open that is when a probe's lease is over; if a probe comes back it is earlier.
+        """
         if self.state == "open":
             return max(0.0, self._changed + self.policy.break_duration - now)
         return max(0.0, min(self._probes.values(), default=now) - now)
@@ -159,8 +169,8 @@ class Breaker:
     def _open_if_due(self, now: float) -> None:
         n = len(self._calls)
         if n >= self.policy.minimum_throughput and (
-            self._failed >= self.policy.failure_ratio * n
-            or self._slow >= self.policy.slow_ratio * n
+            self._failed / n >= self.policy.failure_ratio  # 0.28 * 25 is a little more than 7
+            or self._slow / n >= self.policy.slow_ratio
         ):
             self._change("open", now)
 
@@ -184,12 +194,13 @@ class BreakerTransport(Layer):
     others alone. Put the retry outside: each attempt asks, and `BreakerOpen` ends the retrying.
 
     A status from 500 up, a broken connection, a timeout and a missed deadline are failures. 4xx are
-    not: 429 is neutral, the others are answers. What its caller cancelled or closed is neutral.
+    not: 429 is neutral, the others are answers. What its caller cancelled or closed is neutral, and
+    so is what did not get as far as the service.
 
     Args:
         inner: The next transport.
         policy: When to open and close.
-        clock: Where the time comes from.
+        clock: Where the time comes from, that of ``extensions["deadline"]`` too.
         hook: Is told each `StateChange`.
     """
 
@@ -221,9 +232,7 @@ class BreakerTransport(Layer):
         except BaseException as error:
             self._settle(breaker, permit, request, 0, error)
             raise
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        settle = partial(self._settle, breaker, permit, request, response.status_code)
-        response.stream = WatchedBody(response.stream, settle)
+        watch(response, partial(self._settle, breaker, permit, request, response.status_code))
         return response
 
     def _breaker(self, key: str) -> Breaker:
@@ -240,7 +249,7 @@ class BreakerTransport(Layer):
         error: BaseException | None,
     ) -> None:
         now = self._clock.now()
-        missed = now >= request.extensions.get("deadline", float("inf"))
+        missed = now + TICK >= request.extensions.get("deadline", float("inf"))
         why = f"status {status}" if status >= 500 else type(error).__name__
         breaker.settle(permit, _outcome(status, error, missed_deadline=missed), now, why)
 
@@ -249,7 +258,7 @@ class BreakerTransport(Layer):
         return BreakerOpen(
             f"Not sent: the breaker of {breaker.key} is {breaker.state}, as too many calls failed "
             f"(the last one: {breaker.last_failure}).",
-            fix=f"See why they failed. A probe may go through in {seconds:.1f} s.",
+            fix=f"See why they failed. A probe may go through within {seconds:.1f} s.",
             retry_in=seconds,
         )
 
@@ -257,9 +266,9 @@ class BreakerTransport(Layer):
 def _outcome(status: int, error: BaseException | None, *, missed_deadline: bool) -> Outcome:
     if status >= 500:
         return "failure"
-    if status == 429 or isinstance(error, QueueFull):
+    if status == 429 or isinstance(error, OWN_ERRORS):
         return "neutral"
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+    if not isinstance(error, Exception | None):  # cancelled, closed before its end, or Ctrl-C
         return "failure" if missed_deadline else "neutral"
     return "success" if error is None else "failure"
 

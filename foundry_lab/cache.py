@@ -20,7 +20,7 @@ __all__ = ["Cache", "cache_key"]
 
 
 def cache_key(body: dict[str, Any]) -> str | None:
-    """Name a request, so that requests with one answer have one name; None if it must not be cached.
+    """Name a request: those with one answer have one name. None if it must not be cached.
 
     Args:
         body: The JSON that goes to the service, with the model's id.

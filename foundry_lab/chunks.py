@@ -60,11 +60,13 @@ class ChunkDecoder:
             InvalidResponse: An event is not a chat chunk, or is too long.
             StatusError: The service reports an error in an event: the status was sent long before.
         """
+        if self.over:  # what comes after that is nobody's business
+            return
         for event in self._events.feed(packet):
             if event.data == "[DONE]":
                 self.over = True
-            elif not self.over:
-                yield _chunk(event.data)
+                return
+            yield _chunk(event.data)
 
     def shows_content(self, packet: bytes) -> bool:
         """Take the next bytes; say whether they bring what a caller waits for.
@@ -72,13 +74,13 @@ class ChunkDecoder:
         That is text or a tool call, the end of the answer, or an error in its place. It is the
         commit point: afterwards feed the packets, from the first on, to another decoder.
         """
+        shown = False
         try:
-            return (
-                any(chunk.content or chunk.tool_calls for chunk in self.feed(packet)) or self.over
-            )
+            for chunk in self.feed(packet):  # to its end: the packet may hold [DONE] as well
+                shown = shown or bool(chunk.content or chunk.tool_calls)
         except CallError:
             self.over = True
-            return True
+        return shown or self.over
 
 
 def _chunk(data: str) -> Chunk:

@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
@@ -44,6 +44,7 @@ from foundry_lab.errors import (
     FoundryLabError,
     InvalidRequest,
     InvalidResponse,
+    ModelBusy,
     ModelNotFound,
     ServiceUnreachable,
     StatusError,
@@ -52,7 +53,7 @@ from foundry_lab.errors import (
     nearest_names,
 )
 from foundry_lab.health import Health, memory_of, runtime_version
-from foundry_lab.layers import is_event_stream
+from foundry_lab.layers import drain, is_event_stream
 from foundry_lab.limits import ConcurrencyLimit, DeadlineTransport, TokenTimeouts, too_late
 from foundry_lab.records import CacheHit, Call, FirstToken, Hook, ignore
 from foundry_lab.retry import RetryPolicy, RetryTransport
@@ -63,6 +64,8 @@ from foundry_lab.wire import http_transport
 __all__ = ["FoundryAPIClient", "Model", "resilient"]
 
 CHAT = "/v1/chat/completions"
+BUSY_PAUSE = 0.1
+"""Seconds between two attempts to unload a model that generates."""
 Limits = dict[str, Any]
 """What a request tells the layers: ``deadline``, ``first_token``, ``stall``, ``commit`` …"""
 
@@ -270,6 +273,31 @@ class FoundryAPIClient:
         """
         return await self._models(self._limits())
 
+    async def find(self, model: str) -> Model:
+        """Look a model up by its id or its alias.
+
+        Raises:
+            ModelNotFound: No model of that name; the message offers the nearest names.
+            CallError: No answer, or not one that this API gives.
+        """
+        models = await self.models()
+        if (found := _find(models, model)) is None:
+            raise _not_found(model, models)
+        return found
+
+    async def warm_up(self, model: str) -> float:
+        """Load a model and let it answer once, so that nobody else waits for either.
+
+        Returns:
+            Seconds to the first token of that answer.
+
+        Raises:
+            ModelNotFound: No model of that name.
+            CallError: The other reasons why there is no answer.
+        """
+        ready = await self.load(model)
+        return await self._ttft(ready.id, self._limits())
+
     async def load(self, model: str, *, timeout: float | None = None) -> Model:
         """Load a model into memory; one that is loaded already is fine.
 
@@ -281,13 +309,16 @@ class FoundryAPIClient:
             ModelNotFound: No model of that name.
             CallError: The other reasons why there is no answer.
         """
-        return await self._load_or_unload("load", model, timeout)
+        return await self._load_or_unload("load", model, self._limits(timeout))
 
-    async def unload(self, model: str, *, timeout: float | None = None) -> Model:
+    async def unload(
+        self, model: str, *, wait: bool = False, timeout: float | None = None
+    ) -> Model:
         """Unload a model from memory; one that is not loaded is fine.
 
         Args:
             model: An id or an alias.
+            wait: Whether to wait, until the timeout, for a generation that is under way.
             timeout: Seconds for the whole operation; by default ``FOUNDRY_TIMEOUT``.
 
         Raises:
@@ -295,7 +326,14 @@ class FoundryAPIClient:
             ModelBusy: It generates at the moment.
             CallError: The other reasons why there is no answer.
         """
-        return await self._load_or_unload("unload", model, timeout)
+        limits = self._limits(timeout)
+        while True:
+            try:
+                return await self._load_or_unload("unload", model, limits)
+            except ModelBusy:
+                if not wait or time.monotonic() + BUSY_PAUSE > limits["deadline"]:
+                    raise
+            await asyncio.sleep(BUSY_PAUSE)
 
     async def health_check(self, *, timeout: float = 5.0) -> Health:
         """Ask how the service is, down to a chat of one token: only that shows that it answers.
@@ -318,14 +356,15 @@ class FoundryAPIClient:
         if not loaded:
             return replace(found, status="degraded", reason="No model is loaded.")
         try:
-            return replace(found, ttft=await self._ttft(loaded, limits))
+            own = self._service.model_id if self._service else ""
+            model = own if own in loaded else loaded[0]
+            return replace(found, ttft=await self._ttft(model, limits))
         except CallError as error:
             return replace(found, status="degraded", reason=f"No chat: {error.what}")
 
-    async def _ttft(self, loaded: list[str], limits: Limits) -> float:
+    async def _ttft(self, model: str, limits: Limits) -> float:
         """Measure a chat of one token, in seconds."""
-        own = self._service.model_id if self._service else ""
-        model, began = own if own in loaded else loaded[0], time.monotonic()
+        began = time.monotonic()
         request = ChatRequest.checked(messages=conversation("Hello", None, None), max_tokens=1)
         body = streamed(request.body(model))
         async with self._sent(self._direct, "POST", CHAT, limits, body) as answer:
@@ -364,8 +403,7 @@ class FoundryAPIClient:
             raise _not_found(wanted, models)
         return found.id
 
-    async def _load_or_unload(self, verb: str, name: str, timeout: float | None) -> Model:
-        limits = self._limits(timeout)
+    async def _load_or_unload(self, verb: str, name: str, limits: Limits) -> Model:
         models = await self._models(limits)
         if (model := _find(models, name)) is None:
             raise _not_found(name, models)
@@ -400,7 +438,7 @@ class FoundryAPIClient:
             async with self._sent(self._http, "POST", CHAT, limits, streamed(body), text) as answer:
                 async for chunk in self._chunks(answer):
                     if chunk.content:
-                        if not text:
+                        if not text and "commit" not in limits:  # else it comes with the last
                             self._hook(FirstToken(time.monotonic() - began, limits["call"]))
                         text.append(chunk.content)
                     tokens = chunk.usage.completion_tokens if chunk.usage else tokens
@@ -415,12 +453,14 @@ class FoundryAPIClient:
     async def _chunks(self, answer: httpx.Response) -> AsyncIterator[Chunk]:
         if not is_event_stream(answer):
             raise _no_stream(self._without_key(await read(answer)))
-        chunks = ChunkDecoder()
-        async for packet in answer.aiter_bytes():
+        chunks, packets = ChunkDecoder(), answer.aiter_bytes()
+        async for packet in packets:
             for chunk in chunks.feed(packet):
                 yield chunk
-        if not chunks.over:
-            raise httpx.RemoteProtocolError("no [DONE]", request=answer.request)
+            if chunks.over:
+                await drain(packets)
+                return
+        raise httpx.RemoteProtocolError("no [DONE]", request=answer.request)
 
     async def _cached(
         self, cache: Cache, key: str, ask: Callable[[], Awaitable[Completion]], limits: Limits
@@ -452,13 +492,15 @@ class FoundryAPIClient:
 
         `text` is what the caller has seen of the answer when that happens.
         """
+        request = http.build_request(method, url, json=body, extensions=limits)
         try:
-            async with http.stream(method, url, json=body, extensions=limits) as response:
+            async with aclosing(await http.send(request, stream=True)) as response:
                 if response.status_code != 200:
                     raise self._refusal(response, await read(response))
                 yield response
         except (httpx.RequestError, CallError) as error:
             failure = self._failure(error, "".join(text))
+            failure.attempts = request.extensions.get("attempts", 1)
             if failure is error:
                 raise
             raise failure from error
@@ -471,8 +513,6 @@ class FoundryAPIClient:
             )
         else:
             failure = error if isinstance(error, CallError) else self._typed(error)
-        if isinstance(error, httpx.RequestError):
-            failure.attempts = error.request.extensions.get("attempts", 1)
         failure.content = content
         return failure
 
@@ -500,7 +540,6 @@ class FoundryAPIClient:
 
     def _refusal(self, response: httpx.Response, text: str) -> StatusError:
         refusal = status_error(response.status_code, self._without_key(text))
-        refusal.attempts = response.extensions.get("attempts", 1)
         if isinstance(refusal, ModelNotFound):
             self._model_ids.clear()  # the names of a service that was replaced
         return refusal

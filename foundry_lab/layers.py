@@ -4,11 +4,16 @@
 `WatchedBody` around the body: at the headers a streamed answer has only begun.
 """
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 
-__all__ = ["Layer", "WatchedBody", "is_event_stream"]
+__all__ = ["Layer", "WatchedBody", "drain", "is_event_stream", "watch"]
+
+LINGER = 0.25
+"""Seconds that the end of a body may take to come after all that it has to say."""
 
 Settle = Callable[[BaseException | None], None]
 
@@ -63,9 +68,9 @@ class WatchedBody(httpx.AsyncByteStream):
         finally:
             self._end(GeneratorExit())
 
-    async def _next(self) -> bytes:
+    def _next(self) -> Awaitable[bytes]:
         assert self._packets is not None, "iterate over a body with `async for`"
-        return await anext(self._packets)
+        return anext(self._packets)
 
     def _end(self, error: BaseException | None) -> None:
         settle, self._settle = self._settle, None
@@ -73,7 +78,31 @@ class WatchedBody(httpx.AsyncByteStream):
             settle(error)
 
 
+def watch(response: httpx.Response, settle: Settle) -> None:
+    """Put a `WatchedBody` around a response's body.
+
+    A response that was made with its content, as for ``httpx.MockTransport``, has ended already:
+    httpx reads no body of it.
+    """
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    if response.is_closed:
+        settle(None)
+    else:
+        response.stream = WatchedBody(response.stream, settle)
+
+
 def is_event_stream(response: httpx.Response) -> bool:
     """Whether the body is a stream of server-sent events that can be read as it is."""
-    kind = response.headers.get("content-type", "")
+    kind = response.headers.get("content-type", "").lower()
     return kind.startswith("text/event-stream") and "content-encoding" not in response.headers
+
+
+async def drain(packets: AsyncIterator[bytes]) -> None:
+    """Read to the end of a body that has said all, so that its connection can be used again.
+
+    That is not worth an error or a wait: if the end does not come soon, the connection is closed.
+    """
+    with contextlib.suppress(TimeoutError, httpx.TransportError):
+        async with asyncio.timeout(LINGER):
+            async for _ in packets:
+                pass

@@ -10,7 +10,7 @@ import httpx
 
 from foundry_lab.chunks import ChunkDecoder
 from foundry_lab.errors import DeadlineExceeded, InvalidRequest, QueueFull
-from foundry_lab.layers import Layer, WatchedBody, is_event_stream
+from foundry_lab.layers import Layer, WatchedBody, is_event_stream, watch
 
 __all__ = ["ConcurrencyLimit", "DeadlineTransport", "TokenTimeouts", "too_late"]
 
@@ -104,6 +104,8 @@ class TokenTimeouts(Layer):
         """
         first_token = request.extensions.get("first_token", self.first_token)
         stall = request.extensions.get("stall", self.stall)
+        if first_token is None and stall is None:
+            return await self.inner.handle_async_request(request)
         ends = first_token and asyncio.get_running_loop().time() + first_token
         try:
             async with asyncio.timeout_at(ends):
@@ -121,24 +123,25 @@ class _TimedTokens(WatchedBody):
         self, body: httpx.AsyncByteStream, first_token_at: float | None, stall: float | None
     ) -> None:
         super().__init__(body, lambda _: None)
-        self._events: ChunkDecoder | None = ChunkDecoder()  # until the first content
+        self._chunks = ChunkDecoder()
+        self._begun = False  # the first content was there
         self._until = first_token_at
-        self._stall = stall
+        self._stall = self._left = stall
 
     async def _next(self) -> bytes:
-        if self._events is None and self._until is None and self._stall:
-            # Counted from when somebody waits: a slow reader is no stall.
-            self._until = asyncio.get_running_loop().time() + self._stall
+        asked = asyncio.get_running_loop().time()
+        if self._begun:
+            self._until = None if self._left is None else asked + self._left
         try:
             async with asyncio.timeout_at(self._until):
                 packet = await super()._next()
         except TimeoutError as error:
-            what = "no first token in time" if self._events else "the stream stalled"
+            what = "the stream stalled" if self._begun else "no first token in time"
             raise httpx.ReadTimeout(what) from error
-        if self._events is None:
-            self._until = None if b"data:" in packet else self._until
-        elif self._events.shows_content(packet):
-            self._events = self._until = None
+        if (self._stall or not self._begun) and self._chunks.shows_content(packet):
+            self._begun, self._left = True, self._stall
+        elif self._left is not None:  # only waiting counts: a slow reader is no stall
+            self._left -= asyncio.get_running_loop().time() - asked
         return packet
 
 
@@ -177,8 +180,7 @@ class ConcurrencyLimit(Layer):
         except BaseException:
             self._free_slot()
             raise
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = WatchedBody(response.stream, self._free_slot)
+        watch(response, self._free_slot)
         return response
 
     def _free_slot(self, _: BaseException | None = None) -> None:

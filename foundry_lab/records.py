@@ -73,7 +73,7 @@ class StateChange:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """The first content of an answer arrived."""
+    """The first content of a streamed answer arrived."""
 
     seconds: float
     """Since the call began: the TTFT, all attempts and waits included."""

@@ -142,11 +142,12 @@ class RetryPolicy:
     """Seconds: a ``Retry-After`` that asks for more ends the retrying."""
 
     def __post_init__(self) -> None:
-        in_range = self.attempts >= 1 and 0 <= self.base <= self.cap
+        in_range = self.attempts >= 1 and 0 <= self.base <= self.cap and self.longest_wait >= 0
         if not (in_range and self.jitter in get_args(Jitter)):
             raise InvalidRequest(
                 f"No retrying can follow {self}.",
-                fix="attempts ≥ 1, 0 ≤ base ≤ cap, jitter none, full, equal or decorrelated.",
+                fix="attempts ≥ 1, 0 ≤ base ≤ cap, 0 ≤ longest_wait, jitter none, full, equal or "
+                "decorrelated.",
             )
 
     def delays(self, rng: random.Random | None = None) -> Iterator[float]:

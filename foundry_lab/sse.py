@@ -14,10 +14,11 @@ MAX_EVENT = 1_000_000
 """Bytes of one event at most, its unfinished line included: a server must not fill our memory."""
 
 BOM = b"\xef\xbb\xbf"
+CR = ord("\r")
 LONGEST_NUMBER = 18  # digits of a reconnection time, which is in milliseconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes four times as long to make: one for every token
 class Event:
     """One event of a stream."""
 
@@ -26,7 +27,7 @@ class Event:
     id: str = ""
     """The last id the stream has given so far."""
     retry: int | None = None
-    """The reconnection time that came with this event, in milliseconds."""
+    """The last reconnection time the stream has asked for, in milliseconds."""
 
 
 class Decoder:
@@ -40,8 +41,8 @@ class Decoder:
         self._line = bytearray()  # the unfinished line
         self._after_cr = False  # the last packet ended in CR: an LF now belongs to it
         self._at_start = True  # no byte of a first line has been interpreted: a BOM may come
-        self._data: list[bytes] = []
-        self._size = 0
+        self._data: list[bytes] = []  # the lines of data of the unfinished event
+        self._room = MAX_EVENT  # bytes that it may still grow by
         self._event = ""
         self._id = ""
         self._retry: int | None = None
@@ -53,42 +54,67 @@ class Decoder:
             InvalidResponse: An event is longer than `MAX_EVENT`.
         """
         events: list[Event] = []
+        data = self._data
+        near_limit = len(packet) + len(self._line) > self._room
         for line in self._lines(packet):
+            if near_limit:
+                self._check(line)
             if line:
-                self._field(line)
+                name, _, value = line.partition(b": ")
+                if name == b"data":  # nearly every line; `_field` is the general case
+                    data.append(value)
+                    self._room -= len(line)
+                else:
+                    self._field(line)
             else:
-                events += self._dispatch()
-        if self._size + len(self._line) > MAX_EVENT:
+                if data:
+                    text = _text(data)
+                    events.append(Event(text, self._event or "message", self._id, self._retry))
+                    data.clear()
+                    self._room = MAX_EVENT
+                self._event = ""
+        if near_limit:
+            self._check(self._line)
+        return events
+
+    def _check(self, line: bytes | bytearray) -> None:
+        if len(line) > self._room:
             raise InvalidResponse(
                 f"One event of the stream is longer than {MAX_EVENT:,} bytes.",
                 fix="Check that the endpoint is a Foundry Local service.",
             )
-        return events
 
     def _lines(self, packet: bytes) -> list[bytes]:
         """Cut at LF, CRLF and CR, and only there; keep the unfinished rest."""
         if self._after_cr and packet:
             packet = packet.removeprefix(b"\n")
             self._after_cr = False
-        if b"\r" in packet:
+        if CR in packet:
             self._after_cr = packet.endswith(b"\r")
             packet = packet.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        self._line += packet
-        if b"\n" not in packet:
-            return []
-        *lines, rest = bytes(self._line).split(b"\n")
-        self._line = bytearray(rest)
+        lines = packet.split(b"\n")
+        rest = lines.pop()
+        if lines and (self._line or self._at_start):
+            lines[0] = self._first_line(lines[0])
+        if rest:
+            self._line += rest
+        return lines
+
+    def _first_line(self, end: bytes) -> bytes:
+        """Complete the line that earlier packets have begun."""
+        line = bytes(self._line) + end
+        self._line.clear()
         if self._at_start:
             self._at_start = False
-            lines[0] = lines[0].removeprefix(BOM)
-        return lines
+            line = line.removeprefix(BOM)
+        return line
 
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
-            self._size += len(value) + 1
+            self._room -= len(line)
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"id" and b"\0" not in value:
@@ -96,10 +122,10 @@ class Decoder:
         elif name == b"retry" and value.isdigit() and len(value) <= LONGEST_NUMBER:
             self._retry = int(value)
 
-    def _dispatch(self) -> list[Event]:
-        data, event, retry = self._data, self._event, self._retry
-        self._data, self._size, self._event, self._retry = [], 0, "", None
-        if not data:
-            return []
-        text = b"\n".join(data).decode("utf-8", "replace")
-        return [Event(text, event or "message", self._id, retry)]
+
+def _text(lines: list[bytes]) -> str:
+    data = b"\n".join(lines)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:  # rare, and to allow for it each time is slower
+        return data.decode("utf-8", "replace")

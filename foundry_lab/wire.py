@@ -5,6 +5,7 @@ acknowledged. Linux delays acknowledgements by 40 ms on a connection it takes fo
 on a reused connection the first token comes that much too late (RFC 896, RFC 1122 section 4.2.3.2).
 """
 
+import contextlib
 import socket
 from urllib.request import getproxies, proxy_bypass
 
@@ -31,7 +32,8 @@ class QuickAckTransport(Layer):
         if QUICK_ACK is not None and stream is not None:
             connection = stream.get_extra_info("socket")
             if connection is not None:
-                connection.setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)
+                with contextlib.suppress(OSError):  # it is gone already, or it is no TCP
+                    connection.setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)
         return response
 
 
@@ -41,10 +43,17 @@ def http_transport(url: httpx.URL) -> httpx.AsyncBaseTransport:
     Args:
         url: Where it is. A proxy of the environment leads to other machines, never to this one.
     """
-    own = url.host in LOOPBACK or proxy_bypass(url.host)
     return QuickAckTransport(
         httpx.AsyncHTTPTransport(
-            proxy=None if own else getproxies().get(url.scheme),
+            proxy=_proxy(url),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
         )
     )
+
+
+def _proxy(url: httpx.URL) -> str | None:
+    if url.host in LOOPBACK or proxy_bypass(url.host):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy

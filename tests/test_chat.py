@@ -1,6 +1,5 @@
 """Chat: a request is right or refused; an answer is whole or refused."""
 
-import json
 from typing import Any
 
 import pytest

@@ -181,6 +181,30 @@ async def test_a_busy_model_says_so(own_service: Service) -> None:
             await unload_when_free(client)
 
 
+async def test_unloading_can_wait_for_a_generation(own_service: Service) -> None:
+    """With wait it comes after the answer; with too little time it says busy."""
+    async with FoundryAPIClient(own_service) as client:
+        await client.complete("Hello", max_tokens=1)
+        answer = asyncio.create_task(client.complete("Count from 1 to 300.", max_tokens=1500))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ModelBusy):
+            await client.unload("lab-tiny", wait=True, timeout=0.05)
+        assert not (await client.unload("lab-tiny", wait=True)).loaded
+        assert (await answer).content
+
+
+async def test_a_model_is_found_and_warmed_up(own_service: Service) -> None:
+    """By id or alias; warming up loads it and gives the time to its first token."""
+    async with FoundryAPIClient(own_service) as client:
+        await client.unload("lab-tiny")
+        found = await client.find("lab-tiny:1")
+        assert (found.alias, found.loaded) == ("lab-tiny", False)
+        assert 0 < await client.warm_up("lab-tiny") < 30
+        assert (await client.find("lab-tiny")).loaded
+        with pytest.raises(ModelNotFound, match="Did you mean"):
+            await client.find("lab-tinny")
+
+
 async def test_the_deadline_bounds_all_the_requests_of_a_call() -> None:
     """A server that never answers is given up on, be it at the look-up of the model's name."""
 

@@ -59,7 +59,7 @@ async def test_a_silent_service_is_down_in_time(service: Service) -> None:
 async def test_a_monitor_tells_of_changes_only() -> None:
     """ok, ok, down, down, ok are three changes and five observations."""
     found = iter([OK, OK, DOWN, DOWN, OK])
-    changes: list[tuple[str | None, str]] = []
+    changes = list[object]()
     five = asyncio.Event()
 
     async def check() -> Health:

@@ -1,0 +1,1 @@
+"""Panels for the lessons. Each has a picture and a table that need no browser."""

@@ -1,0 +1,135 @@
+"""The token timeline panel: ask a question, and see when each piece of its answer came.
+
+The answer is streamed on the notebook's own event loop, so the notebook goes on working meanwhile.
+"""
+
+import asyncio
+import statistics
+import time
+from base64 import b64encode
+from contextlib import aclosing
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+import ipywidgets
+
+from foundry_lab.client import FoundryAPIClient
+from foundry_lab.errors import FoundryLabError
+from foundry_lab.figures import Plot
+from foundry_lab.plots import token_timeline
+
+__all__ = ["TimelinePanel"]
+
+REFRESH = 0.1
+"""Seconds between two looks at the text while it comes: a browser need not draw every piece."""
+
+WIDE = {"width": "640px", "max_width": "100%"}
+"""As wide as the figure."""
+
+
+class TimelinePanel:
+    """A panel: a prompt, the most tokens of its answer, and when each piece of text came.
+
+    Clicking the button and ``await panel.run()`` do the same. Where no widget can be drawn,
+    `summary` and `plot` hold the result.
+
+    Args:
+        client: Who is asked.
+        prompt: What stands in the box at first.
+    """
+
+    def __init__(self, client: FoundryAPIClient, prompt: str = "What is jitter?") -> None:
+        self.client = client
+        self.prompt = ipywidgets.Text(prompt, description="prompt", layout=WIDE)
+        self.max_tokens = ipywidgets.IntSlider(60, 1, 1500, description="max_tokens", layout=WIDE)
+        self.start = ipywidgets.Button(description="Run")
+        self.stop = ipywidgets.Button(description="Stop")
+        self.view = ipywidgets.HTML()
+        """The summary, the text and the figure."""
+        self.task: asyncio.Task[None] | None = None
+        """What the button started last."""
+        self.times: list[float] = []
+        """When each piece of text came, in seconds since the request."""
+        self.text = ""
+        self.tokens: int | None = None
+        """Tokens of the answer as the service counts them; None until it is whole."""
+        self.plot: Plot | None = None
+        """The timeline; None until two pieces have come."""
+        self._state = "not run yet"
+        self.start.on_click(self._clicked)
+        self.stop.on_click(lambda _: self.task and self.task.cancel())
+        buttons = ipywidgets.HBox([self.start, self.stop])
+        self.panel = ipywidgets.VBox([self.prompt, self.max_tokens, buttons, self.view])
+        self._show()
+
+    async def run(self) -> None:
+        """Ask, and show what comes, an error of the call too. Cancel it to stop the answer."""
+        self.times, self.text, self.tokens, self.plot = [], "", None, None
+        self._state = "running"
+        try:
+            await self._ask()
+            self._state = "whole"
+        except FoundryLabError as error:
+            self._state = f"{type(error).__name__}: {error}"
+        except asyncio.CancelledError:
+            self._state = "stopped"
+            raise
+        finally:
+            if len(self.times) > 1:
+                title = f"The answer to {self.prompt.value!r}"
+                self.plot = token_timeline(self.times, title=title)
+            self._show()
+
+    async def _ask(self) -> None:
+        began = shown = time.perf_counter()
+        answer = self.client.stream_complete(self.prompt.value, max_tokens=self.max_tokens.value)
+        async with aclosing(answer) as chunks:
+            async for chunk in chunks:
+                now = time.perf_counter()
+                if chunk.content:
+                    self.times.append(now - began)
+                    self.text += chunk.content
+                if chunk.usage:
+                    self.tokens = chunk.usage.completion_tokens
+                if now - shown > REFRESH:
+                    self._show()
+                    shown = now
+
+    @property
+    def summary(self) -> str:
+        """How the stream ended, how many pieces came and when, in three lines at most."""
+        lines = [self._state]
+        if self.times:
+            counted = "" if self.tokens is None else f", {self.tokens} tokens"
+            lines.append(f"{len(self.times)} pieces of text{counted}")
+            lines.append(f"first after {1000 * self.times[0]:.1f} ms{self._gaps()}")
+        return "\n".join(lines)
+
+    def _gaps(self) -> str:
+        gaps = [1000 * (later - earlier) for earlier, later in pairwise(self.times)]
+        if not gaps:
+            return ""
+        middle = statistics.median(gaps)
+        return f", then gaps of {middle:.1f} ms in the median, {max(gaps):.1f} ms at most"
+
+    def _clicked(self, _: object) -> None:
+        # Not disabled meanwhile: a button that is loses the keyboard's focus.
+        if self.task is None or self.task.done():
+            self.task = asyncio.ensure_future(self.run())
+
+    def _show(self) -> None:
+        text = escape(f"{self.summary}\n\n{self.text}")
+        style = "white-space: pre-wrap; word-break: normal"
+        shown = f'<pre style="{style}" aria-live="polite">{text}</pre>'
+        self.view.value = shown + (_picture(self.plot) if self.plot else "")
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = self.panel._repr_mimebundle_()
+        return bundle | {"text/plain": f"A panel for {self.prompt.value!r}: {self.summary}"}
+
+
+def _picture(plot: Plot) -> str:
+    data, _ = plot._repr_mimebundle_()
+    source = b64encode(data["image/png"]).decode()
+    return f'<img alt="{escape(plot.alt)}" width="640" src="data:image/png;base64,{source}">'
