@@ -393,19 +393,20 @@ def test_cut_body_can_look_finished(
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 async def test_comments_are_no_events(line_end: str) -> None:
     """A service that thinks sends ``: keep-alive``, in packets of any size: only events count."""
-    stream = ": hm\n\ndata: 1\n\n: hm\n\n: hm\n\nid: x\ndata: 2\n\n: hm\n\ndata: 3\n\n"
+    stream = ": hm\n\ndata: 1\n\n: hm\n\n: hm\n\nid: x\ndata: 2\n\n: hm\n\ndata: 3\n\ndata: 4"
     body = stream.replace("\n", line_end).encode()
 
     async def packets() -> AsyncIterator[bytes]:
         for start in range(0, len(body), 5):
             yield body[start : start + 5]
 
-    headers = {"Content-Type": "text/event-stream"}
-    fault = CutBody(2, how="end")
-    cut = b"".join(
-        [part async for part in fault.body(httpx.Response(200, headers=headers, content=packets()))]
-    )
-    assert [event.data for event in Decoder().feed(cut)] == ["1", "2"]
+    async def under(fault: Fault) -> bytes:
+        headers = {"Content-Type": "text/event-stream"}
+        response = httpx.Response(200, headers=headers, content=packets())
+        return b"".join([packet async for packet in fault.body(response)])
+
+    assert events_of(await under(CutBody(2, how="end"))) == ["1", "2"]
+    assert await under(Pace(1e9)) == body
 
 
 def test_cut_body_of_a_shorter_stream_cuts_its_end(client: httpx.Client, proxy: FaultProxy) -> None:
@@ -631,8 +632,9 @@ def test_a_seed_repeats(client: httpx.Client, proxy: FaultProxy) -> None:
 
 
 def test_shares_of_one_let_nothing_pass() -> None:
-    """Ten tenths are one, whatever floating point makes of their sum."""
-    mix = Mix({Status(500 + code): 0.1 for code in range(10)})
+    """Also where floating point makes a little more than one of their sum."""
+    shares = [0.2, 0.4, 0.3, 0.1]
+    mix = Mix({Status(500 + number): share for number, share in enumerate(shares)})
     assert all(isinstance(fault, Status) for fault in itertools.islice(mix, 1000))
 
 
@@ -965,11 +967,13 @@ def test_the_command_runs_until_ctrl_c(service: Service) -> None:
     assert get(f"{command.url}/models/loaded").status_code == 429
     assert get(f"{command.url}/v1/models/no-such").status_code == 429
     assert post(command.url + CHAT, ask()).status_code == 200
+    status = get(command.url.replace("/catalogs/local", "/status")).json()
+    assert status["pid"] == service.pid
     (hint, *lines), complaint = command.end()
     assert (command.process.returncode, complaint) == (0, "")
     assert hint == "Ctrl-C ends it."
     assert lines[0].startswith("GET /catalogs/local/models/loaded: Status, 429, whole, ")
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert lines[2].startswith("POST /catalogs/local/v1/chat/completions: Pass, 200, whole, ")
     with pytest.raises(httpx.ConnectError):
         get(f"{command.url}/models/loaded")
