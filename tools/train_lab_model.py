@@ -248,7 +248,6 @@ def train(net: LabNet, encoder: Encoder, options: argparse.Namespace) -> None:
             print(f"  exact: {examine(net, encoder)}", flush=True)
 
 
-@torch.no_grad()
 def examine(net: LabNet, encoder: Encoder, n: int = 48) -> str:
     """The share of held-out prompts of each skill whose whole answer comes out exactly.
 
@@ -262,7 +261,7 @@ def examine(net: LabNet, encoder: Encoder, n: int = 48) -> str:
             answer = [*encoder.plain.encode(sample.answer).ids, encoder.end]
             prompt = encoder.prompt(sample)
             tokens = torch.tensor([[*prompt, *answer]])
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
                 hidden = net(tokens, torch.arange(tokens.shape[1])[None])
                 likeliest = net.logits(hidden[0, len(prompt) - 1 : -1]).argmax(-1)
             right += likeliest.tolist() == answer
