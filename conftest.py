@@ -14,6 +14,11 @@ from typing import Any
 
 import pytest
 
+if os.environ.get("UNDER_HTTPX2"):  # the unit tests under httpx's successor
+    import httpx2
+
+    httpx2.alias_httpx()
+
 from foundry_lab import FoundryAPIClient, Service
 from foundry_lab.settings import BUNDLED_MODEL_DIR, LOOPBACK
 

@@ -76,3 +76,11 @@ def test_a_row_compares_medians(target: tuple[str, float] | None, met: bool | No
     assert (row.ours, row.theirs, row.ratio, row.n) == (2, 4, 0.5, 3)
     assert row.spread == (0.375, 1.375)
     assert row.met is met
+
+
+def test_a_short_soak_leaves_nothing_and_loses_nothing() -> None:
+    """300 calls, every fifth gone wrong: each accounted for, retries in budget, nothing left."""
+    program = [sys.executable, "benchmarks/soak.py", "--requests", "300"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every one accounted for, nothing left" in done.stdout
