@@ -1,8 +1,7 @@
 """What the layers add to a call, in microseconds: the same transport underneath, without a network.
 
-For the same work httpx-retries and circuitbreaker do less: neither looks at the body, so an answer
-that breaks off is a success to both, and neither has a limit of calls at once. The layers that only
-watch how two bodies end are the floor for those that must know it.
+httpx-retries and circuitbreaker do less: neither looks at the body, so an answer that breaks off is
+a success to both, and one breaker is for all models. Neither limits the calls at once.
 """
 
 import asyncio
@@ -20,7 +19,6 @@ from recording import QUESTION, events, record, request_body
 
 from foundry_lab.breaker import BreakerTransport
 from foundry_lab.client import resilient
-from foundry_lab.layers import Layer, watch
 from foundry_lab.limits import ConcurrencyLimit
 from foundry_lab.retry import RetryTransport
 from foundry_lab.service import Service
@@ -28,8 +26,11 @@ from foundry_lab.settings import BUNDLED_MODEL, Settings
 
 __all__ = ["rows"]
 
-BARE, OURS, OTHERS = "nothing", "retry, breaker, limit", "httpx-retries, circuitbreaker"
-WATCHING, ALL = "layers that only watch", "all five layers"
+BARE, ALL = "nothing", "all five layers"
+OURS, THEIRS = "retry, breaker, limit", "httpx-retries, circuitbreaker"
+RETRY, THEIR_RETRY = "retry", "httpx-retries"
+BREAKER, THEIR_BREAKER = "breaker", "circuitbreaker"
+BOUND = "100 µs"
 CALLS = 50
 """Calls that are timed together."""
 
@@ -44,10 +45,12 @@ def rows(quick: bool) -> Iterator[Row]:
         (f"stream of {len(stream)} events", "text/event-stream", stream),
     ):
         added = _added(json.dumps(body).encode(), kind, packets, 2 if quick else 100)
-        yield Row.of(f"Added to a call, {what}", added, OURS, OTHERS, "µs", ("≤", 1))
-        yield Row.of(f"Added to a call, {what}", added, OURS, "100 µs", "µs", ("≤", 1))
-        yield Row.of(f"Added to a call, {what}", added, OURS, WATCHING, "µs")
-        yield Row.of(f"Added to a call, {what}, {ALL}", added, ALL, "100 µs", "µs")
+        what = f"Added to a call, {what}"
+        yield Row.of(f"{what}: {OURS}", added, OURS, THEIRS, "µs", ("≤", 1))
+        yield Row.of(f"{what}: {OURS}", added, OURS, BOUND, "µs", ("≤", 1))
+        yield Row.of(f"{what}: {RETRY}", added, RETRY, THEIR_RETRY, "µs")
+        yield Row.of(f"{what}: {BREAKER}", added, BREAKER, THEIR_BREAKER, "µs")
+        yield Row.of(f"{what}: {ALL}", added, ALL, BOUND, "µs")
 
 
 def _added(content: bytes, kind: str, packets: Sequence[bytes], rounds: int) -> Samples:
@@ -59,8 +62,11 @@ def _added(content: bytes, kind: str, packets: Sequence[bytes], rounds: int) -> 
     stacks: dict[str, httpx.AsyncBaseTransport] = {
         BARE: wire,
         OURS: RetryTransport(BreakerTransport(ConcurrencyLimit(wire))),
-        OTHERS: HttpxRetries(breaking, retry=retry),
-        WATCHING: _Watching(_Watching(wire)),
+        THEIRS: HttpxRetries(breaking, retry=retry),
+        RETRY: RetryTransport(wire),
+        THEIR_RETRY: HttpxRetries(wire, retry=retry),
+        BREAKER: BreakerTransport(wire),
+        THEIR_BREAKER: breaking,
         ALL: resilient(wire, Settings()),
     }
     with asyncio.Runner() as runner:
@@ -75,7 +81,7 @@ def _added(content: bytes, kind: str, packets: Sequence[bytes], rounds: int) -> 
         name: [a - b for a, b in zip(values, samples[BARE], strict=True)]
         for name, values in samples.items()
     }
-    return added | {"100 µs": [100.0] * rounds}
+    return added | {BOUND: [100.0] * rounds}
 
 
 async def _calls(stack: httpx.AsyncBaseTransport, content: bytes) -> float:
@@ -110,13 +116,4 @@ class _CircuitBreaker(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response: httpx.Response = await self._call(request)
-        return response
-
-
-class _Watching(Layer):
-    """A layer that does nothing but learn how a call ended."""
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await self.inner.handle_async_request(request)
-        watch(response, lambda _: None)
         return response

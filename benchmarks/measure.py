@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any, Literal
 
-__all__ = ["Contestant", "Row", "Samples", "Target", "in_turns", "on_one_loop"]
+__all__ = ["Contestant", "Row", "Samples", "Target", "in_turns", "on_one_loop", "second"]
 
 Contestant = Callable[[], float]
 """Does its work once and returns what was measured."""
@@ -83,3 +83,13 @@ def on_one_loop(
 ) -> Contestant:
     """Make a contestant of a coroutine function. Its connections live as long as the runner."""
     return lambda: runner.run(work())
+
+
+def second(contestant: Contestant) -> Contestant:
+    """Make a contestant that has two turns in a row, of which the second counts."""
+
+    def two_in_a_row() -> float:
+        contestant()
+        return contestant()
+
+    return two_in_a_row

@@ -91,7 +91,8 @@ def _faults(arguments: argparse.Namespace) -> int:
         proxy = FaultProxy(
             url, plan, only=arguments.only, port=arguments.port, on_end=partial(print, flush=True)
         )
-        print(f"{running.enter_context(proxy).url}\nCtrl-C ends it.", flush=True)
+        # One write: the proxy's thread prints too, as soon as there are requests.
+        print(f"{running.enter_context(proxy).url}\nCtrl-C ends it.\n", end="", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(60)

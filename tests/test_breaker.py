@@ -114,6 +114,17 @@ def test_slow_calls_open_it() -> None:
     assert state_of(breaker) == "open"
 
 
+def test_slow_calls_leave_the_window() -> None:
+    """One that was slow long ago does not add to one that is slow now."""
+    breaker = Breaker(BreakerPolicy(minimum_throughput=2, window=10, slow_after=1))
+    for second in 0, 20:
+        call(breaker, "success", began=second, ended=second + 2)
+    call(breaker, "success", began=23, ended=23)
+    assert state_of(breaker) == "closed"
+    call(breaker, "success", began=23, ended=25)
+    assert state_of(breaker) == "closed"
+
+
 def test_a_slow_probe_opens_it_again() -> None:
     """What is slow would open a closed breaker, so it does not close an open one."""
     breaker = opened(slow_after=3, probes=1)
@@ -175,6 +186,18 @@ def test_one_failed_probe_opens_it_again() -> None:
     assert (state_of(breaker), breaker.retry_in(6)) == ("open", 5)
     breaker.settle(second, "success", 7)
     assert (state_of(breaker), breaker.retry_in(7)) == ("open", 4)
+
+
+def test_each_half_open_has_all_its_places() -> None:
+    """Probes of the one before that are still under way take none."""
+    breaker = opened(probes=2)
+    failed, slow = breaker.admit(5), breaker.admit(5)
+    assert failed
+    assert slow
+    breaker.settle(failed, "failure", 6)
+    assert breaker.admit(11)
+    assert breaker.admit(11)
+    assert breaker.admit(11) is None
 
 
 def test_a_neutral_probe_makes_room_for_another() -> None:
@@ -440,7 +463,7 @@ class AnyCalls(RuleBasedStateMachine):
         assert times == sorted(times)
 
 
-AnyCalls.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+AnyCalls.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestAnyCalls = AnyCalls.TestCase
 
 

@@ -178,7 +178,8 @@ def test_without_a_fault_a_chat_is_the_services(
 def test_events_arrive_one_by_one(client: httpx.Client, proxy: FaultProxy) -> None:
     """The proxy hands a stream on as it comes: the first event is there before the last is made."""
     with client.stream("POST", CHAT, json=ask(COUNT, max_tokens=2000)) as response:
-        next(response.iter_raw())
+        packets = response.iter_raw()
+        next(packets)
         assert proxy.seen[-1].outcome == ""
 
 
@@ -300,6 +301,7 @@ def test_refuse_lets_the_busy_finish(client: httpx.Client, proxy: FaultProxy) ->
     proxy.plan = Script([Pace(20), Refuse()])
     answer = Packets(client, ask())
     assert "[DONE]" in events_of(answer.body)
+    assert answer.response.headers["Connection"] == "close"  # so that the client expects it
     with pytest.raises(httpx.ConnectError):
         client.get("/models/loaded")
 
@@ -936,63 +938,67 @@ def test_a_text_that_is_no_plan_is_refused(texts: list[str], complaint: str) -> 
         plan_from(texts)
 
 
-class Command:
-    """The command while it runs; `url` is its first line."""
+@contextlib.contextmanager
+def command(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the command; give it and the URL that it says in its first line."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "foundry_lab", "faults", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
 
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "foundry_lab", "faults", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        )
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
 
-    def end(self) -> tuple[list[str], str]:
-        """Press Ctrl-C; return the lines it said since, and its complaints."""
-        self.process.send_signal(signal.SIGINT)
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        with self.process:
-            return self.process.stdout.read().splitlines(), self.process.stderr.read()
+def press_ctrl_c(process: subprocess.Popen[str]) -> tuple[list[str], str]:
+    """Return the lines that it says until its end, and its complaints."""
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said = process.stdout.read().splitlines(), process.stderr.read()
+    process.wait(timeout=20)
+    return said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal of this kind")
 def test_the_command_runs_until_ctrl_c(service: Service) -> None:
     """It says its URL, then a line for each request, and Ctrl-C ends it without a traceback."""
     arguments = ["--to", service.url, "--only", "/models", "--fault", "Status:code=429"]
-    command = Command(*arguments)
-    assert get(f"{command.url}/models/loaded").status_code == 429
-    assert get(f"{command.url}/v1/models/no-such").status_code == 429
-    assert post(command.url + CHAT, ask()).status_code == 200
-    status = get(command.url.replace("/catalogs/local", "/status")).json()
+    with command(*arguments) as (process, url):
+        assert get(f"{url}/models/loaded").status_code == 429
+        assert get(f"{url}/v1/models/no-such").status_code == 429
+        assert post(url + CHAT, ask()).status_code == 200
+        status = get(url.replace("/catalogs/local", "/status")).json()
+        (hint, *lines), complaint = press_ctrl_c(process)
+    assert (process.returncode, complaint) == (0, "")
     assert status["pid"] == service.pid
-    (hint, *lines), complaint = command.end()
-    assert (command.process.returncode, complaint) == (0, "")
     assert hint == "Ctrl-C ends it."
     assert lines[0].startswith("GET /catalogs/local/models/loaded: Status, 429, whole, ")
     assert len(lines) == 4
     assert lines[2].startswith("POST /catalogs/local/v1/chat/completions: Pass, 200, whole, ")
     with pytest.raises(httpx.ConnectError):
-        get(f"{command.url}/models/loaded")
+        get(f"{url}/models/loaded")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal of this kind")
 def test_the_command_brings_its_own_service() -> None:
     """Without --to it starts one, and ends it with itself."""
-    command = Command()
-    pid = get(command.url.replace("/catalogs/local", "/status")).json()["pid"]
-    assert psutil.pid_exists(pid)
-    _, complaint = command.end()
-    assert (command.process.returncode, complaint) == (0, "")
+    with command() as (process, url):
+        pid = get(url.replace("/catalogs/local", "/status")).json()["pid"]
+        assert psutil.pid_exists(pid)
+        _, complaint = press_ctrl_c(process)
+    assert (process.returncode, complaint) == (0, "")
     until(lambda: not psutil.pid_exists(pid))
 
 
 def test_the_command_refuses_what_is_no_fault() -> None:
     """One clear message, before anything is started, and a failing exit code."""
-    command = Command("--fault", "Statsu")
-    _, complaint = command.process.communicate(timeout=60)
-    assert command.process.returncode == 1
+    with command("--fault", "Statsu") as (process, _):
+        _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 1
     assert complaint.startswith("There is no fault 'Statsu'.\n→ Did you mean Status")
