@@ -31,7 +31,7 @@ OURS, THEIRS = "retry, breaker, limit", "httpx-retries, circuitbreaker"
 RETRY, THEIR_RETRY = "retry", "httpx-retries"
 BREAKER, THEIR_BREAKER = "breaker", "circuitbreaker"
 BOUND = "100 µs"
-CALLS = 50
+CALLS = 200
 """Calls that are timed together."""
 
 
@@ -44,7 +44,7 @@ def rows(quick: bool) -> Iterator[Row]:
         ("JSON", "application/json", [b'{"choices": []}']),
         (f"stream of {len(stream)} events", "text/event-stream", stream),
     ):
-        added = _added(json.dumps(body).encode(), kind, packets, 2 if quick else 100)
+        added = _added(json.dumps(body).encode(), kind, packets, 2 if quick else 60)
         what = f"Added to a call, {what}"
         yield Row.of(f"{what}: {OURS}", added, OURS, THEIRS, "µs", ("≤", 1))
         yield Row.of(f"{what}: {OURS}", added, OURS, BOUND, "µs", ("≤", 1))

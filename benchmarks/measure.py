@@ -29,9 +29,10 @@ class Row:
     theirs: float
     unit: str
     ratio: float
-    """Ours divided by theirs."""
+    """Ours divided by theirs: the median of the rounds' ratios, each of two runs close together. So
+    it stays what it is when the machine gets faster or slower meanwhile."""
     spread: tuple[float, float]
-    """Where the middle half of the rounds' own ratios lies."""
+    """Where the middle half of these ratios lies."""
     target: Target | None
     n: int
     """Rounds."""
@@ -46,12 +47,11 @@ class Row:
         unit: str,
         target: Target | None = None,
     ) -> "Row":
-        """Compare two of the contestants by their medians."""
+        """Compare two of the contestants, round by round."""
         mine, theirs = median(samples[ours]), median(samples[other])
         ratios = [a / b for a, b in zip(samples[ours], samples[other], strict=True)]
-        low, _, high = quantiles(ratios, method="inclusive")
-        spread = (low, high)
-        return cls(what, mine, other, theirs, unit, mine / theirs, spread, target, len(ratios))
+        low, ratio, high = quantiles(ratios, method="inclusive")
+        return cls(what, mine, other, theirs, unit, ratio, (low, high), target, len(ratios))
 
     @property
     def met(self) -> bool | None:

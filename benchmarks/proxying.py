@@ -41,7 +41,7 @@ def rows(quick: bool) -> Iterator[Row]:
         runner = running.enter_context(asyncio.Runner())
         clients = {name: FoundryAPIClient(url, settings=Settings()) for name, url in urls.items()}
         samples = in_turns(
-            2 if quick else 100,
+            2 if quick else 200,
             {
                 name: second(on_one_loop(runner, partial(_first_token, client, service.model_id)))
                 for name, client in clients.items()

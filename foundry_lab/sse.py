@@ -54,35 +54,35 @@ class Decoder:
             InvalidResponse: An event is longer than `MAX_EVENT`.
         """
         events: list[Event] = []
-        data = self._data
-        near_limit = len(packet) + len(self._line) > self._room
+        data, room = self._data, self._room
+        near_limit = len(packet) + len(self._line) > room
         for line in self._lines(packet):
-            if near_limit:
-                self._check(line)
+            if near_limit and len(line) > room:
+                raise _too_long()
             if line:
                 name, _, value = line.partition(b": ")
-                if name == b"data":  # nearly every line; `_field` is the general case
+                if name == b"data":  # nearly every line
                     data.append(value)
-                    self._room -= len(line)
+                    room -= len(line)
+                elif line.startswith(b"data:"):  # no space follows
+                    data.append(line[5:])
+                    room -= len(line)
                 else:
                     self._field(line)
             else:
                 if data:
-                    text = _text(data)
+                    try:
+                        text = b"\n".join(data).decode()
+                    except UnicodeDecodeError:  # rare, and to allow for it each time is slower
+                        text = b"\n".join(data).decode("utf-8", "replace")
                     events.append(Event(text, self._event or "message", self._id, self._retry))
                     data.clear()
-                    self._room = MAX_EVENT
+                    room = MAX_EVENT
                 self._event = ""
-        if near_limit:
-            self._check(self._line)
+        if near_limit and len(self._line) > room:
+            raise _too_long()
+        self._room = room
         return events
-
-    def _check(self, line: bytes | bytearray) -> None:
-        if len(line) > self._room:
-            raise InvalidResponse(
-                f"One event of the stream is longer than {MAX_EVENT:,} bytes.",
-                fix="Check that the endpoint is a Foundry Local service.",
-            )
 
     def _lines(self, packet: bytes) -> list[bytes]:
         """Cut at LF, CRLF and CR, and only there; keep the unfinished rest."""
@@ -112,10 +112,7 @@ class Decoder:
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
-        if name == b"data":
-            self._data.append(value)
-            self._room -= len(line)
-        elif name == b"event":
+        if name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"id" and b"\0" not in value:
             self._id = value.decode("utf-8", "replace")
@@ -123,9 +120,8 @@ class Decoder:
             self._retry = int(value)
 
 
-def _text(lines: list[bytes]) -> str:
-    data = b"\n".join(lines)
-    try:
-        return data.decode()
-    except UnicodeDecodeError:  # rare, and to allow for it each time is slower
-        return data.decode("utf-8", "replace")
+def _too_long() -> InvalidResponse:
+    return InvalidResponse(
+        f"One event of the stream is longer than {MAX_EVENT:,} bytes.",
+        fix="Check that the endpoint is a Foundry Local service.",
+    )

@@ -69,12 +69,12 @@ def test_contestants_take_turns() -> None:
         (None, None),
     ],
 )
-def test_a_row_compares_medians(target: tuple[str, float] | None, met: bool | None) -> None:
-    """The ratio is ours by theirs, and the target is met on the right side of it."""
-    samples = {"ours": [1.0, 2.0, 9.0], "theirs": [4.0, 4.0, 4.0]}
+def test_a_row_compares_round_by_round(target: tuple[str, float] | None, met: bool | None) -> None:
+    """The ratio is the median of ours by theirs; the target is met on the right side of it."""
+    samples = {"ours": [1.0, 2.0, 9.0], "theirs": [4.0, 4.0, 3.0]}
     row = Row.of("what", samples, "ours", "theirs", "ms", target)  # type: ignore[arg-type]
     assert (row.ours, row.theirs, row.ratio, row.n) == (2, 4, 0.5, 3)
-    assert row.spread == (0.375, 1.375)
+    assert row.spread == (0.375, 1.75)
     assert row.met is met
 
 
