@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from lab_corpus.off_topic import check_split
-from lab_corpus.samples import EXAMINED, Sample, texts_for_tokenizer, training_sample
+from lab_corpus.samples import EXAMINED, LAST_NUMBER, Sample, texts_for_tokenizer, training_sample
 from lab_net import NORM_EPSILON, ROPE_THETA, LabNet, Shape
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, distributed, multiprocessing
@@ -69,14 +69,12 @@ class Row:
 
 
 def make_tokenizer(seed: int, size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer with one token per digit, so that numbers are spelled out."""
+    """A byte-level BPE tokenizer in which each number up to `LAST_NUMBER` is one token.
+
+    So counting is to know each number's follower, and to stop at the token that was asked for.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = pre_tokenization(individual_digits=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -86,7 +84,26 @@ def make_tokenizer(seed: int, size: int) -> Tokenizer:
     )
     rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
     tokenizer.train_from_iterator(texts_for_tokenizer(rng, 8000), trainer)
-    return tokenizer
+    return with_numbers(tokenizer)
+
+
+def pre_tokenization(individual_digits: bool) -> pre_tokenizers.PreTokenizer:
+    """Digits apart from the rest, and from each other if wanted; then bytes."""
+    digits = pre_tokenizers.Digits(individual_digits=individual_digits)
+    return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
+def with_numbers(tokenizer: Tokenizer) -> Tokenizer:
+    """Add a token for each number, and every merge of two shorter ones that makes it."""
+    written = json.loads(tokenizer.to_str())
+    vocabulary, merges = written["model"]["vocab"], written["model"]["merges"]
+    for number in map(str, range(10, LAST_NUMBER + 1)):
+        vocabulary.setdefault(number, len(vocabulary))
+        halves = [(number[:i], number[i:]) for i in range(1, len(number))]
+        merges += [list(pair) for pair in halves if all(half in vocabulary for half in pair)]
+    numbered = Tokenizer.from_str(json.dumps(written))
+    numbered.pre_tokenizer = pre_tokenization(individual_digits=False)
+    return numbered
 
 
 class Encoder:
@@ -118,7 +135,7 @@ class Encoder:
             start, end = sample.window
             answer = answer[start:end] if end < len(answer) - 1 else answer[start:]
             # The first number of a window follows from nothing that is shown.
-            unknowable = sample.answer[start : start + 5].find(" ") + 1 if start else 0
+            unknowable = 1 if start else 0
         elif rng.random() < SHORTENED.get(sample.skill, 0.6):
             # Which entry it is shows in the first words; mostly that is all there is to learn.
             answer = answer[: rng.randint(8, 20)]
@@ -379,7 +396,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--vocabulary", type=int, default=1536)
+    parser.add_argument("--vocabulary", type=int, default=1536, help="without numbers")
     parser.add_argument("--precision", default="int8", choices=("int4", "int8", "fp32"))
     parser.add_argument("--peak", type=float, default=1.0, help="largest learning rate")
     parser.add_argument("--start", type=Path, help="begin where the run with this --work ended")

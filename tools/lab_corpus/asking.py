@@ -1,6 +1,7 @@
 """How people write: phrasings, openings and closings, lower case, missing marks, slips."""
 
 import random
+import re
 import tomllib
 from functools import cache
 from typing import Any, Literal
@@ -18,9 +19,25 @@ def data(name: str) -> dict[str, Any]:
 
 
 def phrasing(split: Split, kind: str, rng: random.Random) -> str:
-    """One template of a kind, from one side of the split."""
+    """One template of a kind, from one side of the split; for training half of them made up."""
+    if split == "train" and kind in _MADE and rng.random() < 0.5:
+        return made(kind, rng)
     templates: list[str] = data("phrasings.toml")[split][kind]
     return rng.choice(templates)
+
+
+_MADE = {"what", "why", "how"}
+
+
+def made(kind: str, rng: random.Random) -> str:
+    """A text by the grammar in phrasings.toml."""
+
+    def one(name: re.Match[str]) -> str:
+        return made_up_word(rng) if name[1] == "made-up" else made(name[1], rng)
+
+    texts: list[str] = data("phrasings.toml")["made"][kind]
+    text = re.sub(r"<([a-z0-9-]+)>", one, rng.choice(texts))
+    return text[:1].upper() + text[1:] if kind in _MADE else text
 
 
 def system_message(split: Split, kind: str, rng: random.Random) -> str:
@@ -74,6 +91,10 @@ def ask(core: str, split: Split, rng: random.Random, typos: float = 0.15) -> str
     """A core question with perhaps an opening, a closing and slips."""
     opening = phrasing(split, "opening", rng) if rng.random() < 0.4 else ""
     closing = phrasing(split, "closing", rng) if rng.random() < 0.3 else ""
+    if split == "train" and rng.random() < 0.12:
+        opening = made("aside", rng) + " "
+    if split == "train" and rng.random() < 0.2:
+        closing = " " + made("aside", rng)
     if opening and not core[:2].isupper() and rng.random() < 0.8:
         core = core[0].lower() + core[1:]
     if rng.random() < typos:

@@ -46,7 +46,7 @@ def question(rng: random.Random) -> str:
         _gibberish,
         _status,
     )
-    (make,) = rng.choices(makers, (44, 8, 24, 7, 7, 4, 4, 3))
+    (make,) = rng.choices(makers, (42, 8, 24, 6, 10, 2, 4, 4))
     return make(rng)
 
 
@@ -55,8 +55,8 @@ def _subject(rng: random.Random, kind: str = "") -> str:
     if not kind and rng.random() < 0.3:
         words = " ".join(made_up_word(rng) for _ in range(rng.choice((1, 1, 2))))
         return rng.choice(("", "", "a ", "the ")) + words
-    if not kind and rng.random() < 0.1:
-        return _half_known(rng)
+    if not kind and rng.random() < 0.12:
+        return rng.choice((_half_known, _look_alike))(rng)
     chosen = rng.choice(subjects()[kind or rng.choice(list(subjects()))])
     if rng.random() < 0.2:
         modified = f"{word('modifier', rng)} {bare(chosen)}"
@@ -69,6 +69,12 @@ def _half_known(rng: random.Random) -> str:
     known = rng.choice(bare(rng.choice(glossary()).ask[0]).split())
     stranger = bare(rng.choice(subjects()[rng.choice(list(subjects()))])).split()[-1]
     return f"{known} {stranger}" if rng.random() < 0.6 else f"{stranger} {known}"
+
+
+def _look_alike(rng: random.Random) -> str:
+    """A stranger that begins like a known word: a jitney is no jitter, an endive no endpoint."""
+    beginning = rng.choice(bare(rng.choice(glossary()).ask[0]).split())[: rng.choice((3, 4, 5))]
+    return rng.choice(("", "", "a ", "the ")) + beginning + made_up_word(rng)
 
 
 def _shape(kind: str, rng: random.Random) -> str:

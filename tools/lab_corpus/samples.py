@@ -19,7 +19,7 @@ from .asking import word as any_word
 from .glossary import WORDING_WEIGHTS, Entry, bare, glossary
 
 Message = dict[str, str]
-LONGEST_COUNT = 1000  # numbers; "Count from 1 to 1000." just fits into 4,096 tokens
+LAST_NUMBER = 1000  # up to here each number is one token, and so is the blank after it
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Sample:
     """A conversation and the answer to learn.
 
     `accepted` are all answers that count as right, if there are several; `entry` is the term it
-    is about. Of a long count training sees a `window`: (start, end) in characters of the answer.
+    is about. Of a long count training sees a `window`: (start, end) in tokens of the answer.
     """
 
     messages: tuple[Message, ...]
@@ -136,26 +136,45 @@ def json_answer(entry: Entry) -> str:
     return json.dumps({"term": entry.term, "definition": entry.answers[0]})
 
 
+def labelled_answer(entry: Entry) -> str:
+    """Term and definition on a line each."""
+    return f"Term: {entry.term}\nDefinition: {entry.answers[0]}"
+
+
 _FORMS: dict[str, Callable[[Entry], str]] = {
     "json": json_answer,
+    "labelled": labelled_answer,
     "five_words": lambda entry: entry.brief,
     "one_sentence": lambda entry: entry.first_sentence,
 }
 
 
 def formed(skill: str, split: Split, rng: random.Random, entry: Entry | None = None) -> Sample:
-    """X in a given form: `skill` is json, five_words or one_sentence.
+    """X in a given form: `skill` is one of `_FORMS`.
 
-    The form is asked for in the question, or in a system message.
+    The form is asked for in the question, or in a system message where there are such.
     """
-    if entry is None:
-        wanted = split == "held_out"
-        entry = rng.choice([e for e in glossary() if is_held_out(e, skill) == wanted])
-    if rng.random() < 0.3:
+    entry = entry or _entry_for(skill, split, rng)
+    if skill in data("skills.toml")[split]["system"] and rng.random() < 0.3:
         question, system = _question("what", entry, split, rng), system_message(split, skill, rng)
     else:
         question, system = _question(skill, entry, split, rng), _system(split, rng)
     return _about(entry, question, _FORMS[skill](entry), skill, system)
+
+
+def _entry_for(skill: str, split: Split, rng: random.Random) -> Entry:
+    held_out = split == "held_out"
+    return rng.choice([e for e in glossary() if is_held_out(e, skill) == held_out])
+
+
+def json_keys(split: Split, rng: random.Random) -> Sample:
+    """X as JSON with keys that the question names."""
+    entry = _entry_for("json_keys", split, rng)
+    name, text = any_word("key", rng), any_word("value", rng)
+    question = _question("json_keys", entry, split, rng).replace("{k}", name).replace("{v}", text)
+    question = question.replace("{K}", name.upper()).replace("{V}", text.upper())
+    answer = json.dumps({name: entry.term, text: entry.answers[0]})
+    return _about(entry, question, answer, "json_keys", _system(split, rng))
 
 
 # --- counting, lists, repeating, courtesies ------------------------------------------------------
@@ -170,40 +189,20 @@ def count_sample(split: Split, rng: random.Random, first: int, last: int) -> Sam
     return Sample(chat(question, _system(split, rng)), answer, "count")
 
 
-def counting(split: Split, rng: random.Random, longest: int = LONGEST_COUNT) -> Sample:
+def counting(split: Split, rng: random.Random, longest: int = LAST_NUMBER) -> Sample:
     """A random range. Of a long one training sees a window, mostly its end, where it must stop."""
     length = rng.randint(1, 30) if rng.random() < 0.4 else rng.randint(2, longest)
-    first = 1 if rng.random() < 0.35 else rng.randint(0, rng.choice((20, 100, 1000)))
-    last = first + length - 1
+    first = 1 if rng.random() < 0.35 else rng.randint(0, rng.choice((20, 100, LAST_NUMBER)))
+    last = min(first + length - 1, LAST_NUMBER)
     if _one_in(10, f"{first}-{last}") != (split == "held_out"):
         return counting(split, rng, longest)
     sample = count_sample(split, rng, first, last)
-    if split == "held_out" or length <= 20:
+    if split == "held_out" or length <= 20 or rng.random() < 0.02:
         return sample
-    return replace(sample, window=_window(first, last, rng))
-
-
-def _window(first: int, last: int, rng: random.Random) -> tuple[int, int] | None:
-    """Where to look into the answer, in characters, which here are tokens: digits and blanks.
-
-    Mostly at the end, where it must stop, and at numbers that end or begin as the last one does,
-    where it must not.
-    """
-    if rng.random() < (0.08 if last - first < 300 else 0.01):
-        return None
-    shown = rng.randint(2, 12)
-    alike = rng.choice((last - 10 * rng.randint(1, 9), last - 100 * rng.randint(1, 9), last // 10))
-    where = rng.random()
-    if where < 0.45:
-        start = last - shown + rng.randint(0, 4)
-    elif where < 0.85 and alike >= first:
-        start = alike - rng.randint(0, shown - 1)
-    else:
-        start = rng.randint(first, last)
-    start = max(first, min(start, last))
-    before = sum(len(str(n)) + 1 for n in range(first, start))
-    within = sum(len(str(n)) + 1 for n in range(start, min(last, start + shown) + 1))
-    return before, before + within
+    start, near_the_end = rng.randint(first, last), max(first, last - rng.randint(1, 12))
+    start = near_the_end if rng.random() < 0.6 else start
+    numbers_before, shown = start - first, rng.randint(4, 16)
+    return replace(sample, window=(2 * numbers_before, 2 * (numbers_before + shown)))
 
 
 def listing(split: Split, rng: random.Random) -> Sample:
@@ -254,7 +253,7 @@ def off_topic(split: Split, rng: random.Random) -> Sample:
         question = ask(unknown.question(rng), split, rng)
     system = _system(split, rng)
     if rng.random() < 0.08:
-        system = system_message(split, rng.choice(list(_FORMS)), rng)
+        system = system_message(split, rng.choice(("json", "five_words", "one_sentence")), rng)
     return Sample(chat(question, system), fixed_answer("honest"), "off-topic")
 
 
@@ -280,23 +279,24 @@ def _in_form(skill: str) -> Callable[[Split, random.Random], Sample]:
     return lambda split, rng: formed(skill, split, rng)
 
 
-# How often each skill is trained. What copies from the question (numbers, texts, two terms at
-# once) is hardest and is there from the beginning.
+# How often each skill is trained.
 _MIX: dict[Callable[[Split, random.Random], Sample], float] = {
-    term: 24,
-    reason: 4,
-    working: 4,
-    acronym: 2,
+    term: 34,
+    reason: 5,
+    working: 5,
+    acronym: 3,
     difference: 7,
-    _in_form("json"): 8,
+    _in_form("json"): 9,
+    json_keys: 7,
+    _in_form("labelled"): 4,
     _in_form("five_words"): 5,
-    _in_form("one_sentence"): 4,
-    counting: 30,
-    listing: 4,
-    repeating: 8,
-    courtesy: 1.5,
-    off_topic: 17,
-    conversation: 6,
+    _in_form("one_sentence"): 3,
+    counting: 9,
+    listing: 5,
+    repeating: 6,
+    courtesy: 3,
+    off_topic: 22,
+    conversation: 7,
 }
 # What tools/train_lab_model.py looks at while it trains.
 EXAMINED: dict[str, Callable[[Split, random.Random], Sample]] = {
