@@ -3,11 +3,13 @@
 And one real service for the tests that only talk to it, a fresh one for those that do it harm.
 """
 
+import atexit
 import contextlib
 import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,9 @@ def _set_environment() -> None:
     for name in [name for name in os.environ if name.startswith("FOUNDRY_")]:
         del os.environ[name]
     os.environ["FOUNDRY_MODEL"] = "lab-tiny"
+    nobodys = tempfile.mkdtemp(prefix="foundry-lab-exercises-")
+    os.environ["FOUNDRY_EXERCISES"] = nobodys
+    atexit.register(shutil.rmtree, nobodys, ignore_errors=True)
     # What respects a proxy meets a closed door at once, instead of the network.
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         os.environ[name] = os.environ[name.lower()] = "http://127.0.0.1:9"

@@ -1,4 +1,4 @@
-"""``python -m foundry_lab doctor | serve | faults``."""
+"""``python -m foundry_lab doctor | serve | faults | progress | reset | exercises``."""
 
 import argparse
 import contextlib
@@ -7,6 +7,8 @@ import sys
 import time
 from functools import partial
 
+from foundry_lab.checks.record import progress_text
+from foundry_lab.checks.sheets import copy_sheets, reset
 from foundry_lab.doctor import examine
 from foundry_lab.errors import FoundryLabError
 from foundry_lab.faults import KINDS, FaultProxy, plan_from
@@ -41,11 +43,21 @@ def main() -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    commands.add_parser("exercises", help="copy the exercises into your folder, where missing")
+    commands.add_parser("progress", help="which exercises are done, and which is next")
+    reset = commands.add_parser("reset", help="one exercise as it came; keeps a backup of yours")
+    reset.add_argument("exercise", metavar="NAME", help="such as 04-2")
     arguments = parser.parse_args()
+    actions = {
+        "doctor": _doctor,
+        "serve": lambda: _serve(arguments.port),
+        "faults": lambda: _faults(arguments),
+        "exercises": _exercises,
+        "progress": _progress,
+        "reset": lambda: _reset(arguments.exercise),
+    }
     try:
-        if arguments.command == "doctor":
-            return _doctor()
-        return _serve(arguments.port) if arguments.command == "serve" else _faults(arguments)
+        return actions[arguments.command]()
     except FoundryLabError as error:
         print(error, file=sys.stderr)
         return 1
@@ -96,6 +108,24 @@ def _faults(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(60)
+    return 0
+
+
+def _exercises() -> int:
+    for copy in copy_sheets():
+        print(f"new: {copy}")
+    return 0
+
+
+def _progress() -> int:
+    print(progress_text())
+    return 0
+
+
+def _reset(name: str) -> int:
+    backup = reset(name)
+    print(f"{name} is as it came. What was there is kept in {backup}")
+    print("If the notebook is open in JupyterLab: File → Reload Notebook from Disk.")
     return 0
 
 

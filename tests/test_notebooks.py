@@ -178,7 +178,7 @@ def test_it_runs_to_the_end_with_another_model(path: Path, other_model: Path) ->
     notebook = read(path)
     os.environ["FOUNDRY_MODEL_DIR"] = str(other_model)
     try:
-        execute(notebook)
+        execute(notebook, path.parent)
     finally:
         del os.environ["FOUNDRY_MODEL_DIR"]
     outputs = str([cell.get("outputs") for cell in notebook.cells])

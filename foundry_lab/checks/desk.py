@@ -1,0 +1,111 @@
+"""``check`` and ``hint``: an exercise's grader, its verdict, and what helps on."""
+
+from collections.abc import Callable
+from importlib import import_module
+from textwrap import fill
+from typing import Any
+
+from foundry_lab.checks.bench import Wrong, run_bounded
+from foundry_lab.checks.record import Record
+from foundry_lab.checks.sheets import Exercise, exercise, exercises
+from foundry_lab.lesson import WIDTH
+
+__all__ = ["check", "grade", "hint"]
+
+
+def check(name: str, answer: Any) -> None:
+    """Try an answer, print the verdict, and remember it.
+
+    Args:
+        name: The exercise, such as ``"04-2"``.
+        answer: What the exercise asks for: mostly your function itself, without calling it.
+
+    Raises:
+        InvalidRequest: There is no such exercise.
+    """
+    one = exercise(name)
+    wrong, printed = grade(name, answer)
+    record = Record.change(lambda record: _note(record, name, wrong))
+    if wrong is None:
+        print(f"{name} ✓ {one.title}: passed")
+        print(_next(record, one))
+    else:
+        print(f"{name} ✗ {one.title}: not yet")
+        for label, text in wrong.lines.items():
+            _say(f"{label}:", text)
+        left = len(one.hints) + 1 - record.hints.get(name, 0)
+        print(
+            f'hint("{name}") shows hint {len(one.hints) + 2 - left} of {len(one.hints) + 1}'
+            if left
+            else f'hint("{name}") shows the hints again'
+        )
+    if printed.strip():
+        _say("Printed:", " ".join(printed.split())[:300])
+
+
+def grade(name: str, answer: Any) -> tuple[Wrong | None, str]:
+    """Try an answer: what is wrong with it, None for nothing, and what it printed.
+
+    Raises:
+        InvalidRequest: There is no such exercise.
+    """
+    exercise(name)
+    graders: dict[str, Callable[[Any], None]] = import_module(
+        f"foundry_lab.checks.lesson_{name[:2]}"
+    ).GRADERS
+    return run_bounded(lambda: _graded(graders[name], answer))
+
+
+def _graded(grader: Callable[[Any], None], answer: Any) -> None:
+    if answer is ... or answer is None:
+        raise Wrong(
+            tried="look at your answer",
+            expected="your own in place of `...`",
+            happened="there is nothing to check yet",
+            look="the cell above: write it there, run it, and then run the check again",
+        )
+    grader(answer)
+
+
+def hint(name: str) -> None:
+    """Print the next hint of an exercise; the last one is the solution.
+
+    Raises:
+        InvalidRequest: There is no such exercise.
+    """
+    one = exercise(name)
+    count = len(one.hints) + 1
+    shown = Record.read().hints.get(name, 0) % count
+    if shown < len(one.hints):
+        symptom, text = one.hints[shown]
+        print(fill(f"Hint {shown + 1} of {count} · {symptom}", WIDTH))
+        print(fill(text, WIDTH))
+    else:
+        print(f"Hint {count} of {count} · The solution of the workbook; yours may be another.\n")
+        print(one.solution)
+    Record.change(lambda record: record.hints.update({name: shown + 1}))
+
+
+def _note(record: Record, name: str, wrong: Wrong | None) -> None:
+    record.tried[name] = record.tried.get(name, 0) + 1
+    if wrong is None and name not in record.passed:
+        record.passed.append(name)
+
+
+def _next(record: Record, one: Exercise) -> str:
+    ahead = [o for o in exercises() if o.sheet == one.sheet and o.name not in record.passed]
+    if not ahead:
+        return f"All of {one.sheet.removesuffix('.ipynb')} is done."
+    return f"Next: {ahead[0].name}, {ahead[0].title}, {ahead[0].minutes} minutes"
+
+
+def _say(label: str, text: str) -> None:
+    print(
+        fill(
+            text,
+            WIDTH,
+            initial_indent=f"{label:10}",
+            subsequent_indent=" " * 10,
+            break_long_words=False,
+        )
+    )
