@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 from foundry_lab.checks.record import progress_text
 from foundry_lab.checks.sheets import copy_sheets, reset
@@ -13,6 +14,9 @@ from foundry_lab.doctor import examine
 from foundry_lab.errors import FoundryLabError
 from foundry_lab.faults import KINDS, FaultProxy, plan_from
 from foundry_lab.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FAULTS = """\
 Several faults take turns. With @SHARE, a number from 0 to 1, each request draws one at random, and
@@ -48,7 +52,7 @@ def main() -> int:
     reset = commands.add_parser("reset", help="one exercise as it came; keeps a backup of yours")
     reset.add_argument("exercise", metavar="NAME", help="such as 04-2")
     arguments = parser.parse_args()
-    actions = {
+    actions: dict[str, Callable[[], int]] = {
         "doctor": _doctor,
         "serve": lambda: _serve(arguments.port),
         "faults": lambda: _faults(arguments),

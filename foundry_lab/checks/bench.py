@@ -53,6 +53,7 @@ class _Bounds:
 
     tried: str = "run your code"
     until: float = 0.0
+    loop: asyncio.AbstractEventLoop | None = None
 
 
 _bounds = threading.local()
@@ -123,6 +124,7 @@ class _OutOfTime(Exception):
 
 
 async def _within(awaitable: Awaitable[Any], seconds: float) -> Any:
+    _bounds.current.loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds) as limit:
             return await awaitable
@@ -182,17 +184,20 @@ def run_bounded(grading: Callable[[], None]) -> tuple[Wrong | None, str]:
             while worker.is_alive() and time.monotonic() < bounds.until + 0.5:
                 worker.join(0.02)
         finally:
-            _stop(worker)
+            _stop(worker, bounds)
     if not ended:
         ended.append(_stuck(bounds.tried))
     return ended[0], printed.getvalue()
 
 
-def _stop(worker: threading.Thread) -> None:
+def _stop(worker: threading.Thread, bounds: _Bounds) -> None:
     until = time.monotonic() + GRACE
     while worker.is_alive() and time.monotonic() < until:
         identity = ctypes.c_ulong(worker.ident or 0)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(_TooLong))
+        if bounds.loop is not None and not bounds.loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                bounds.loop.call_soon_threadsafe(lambda: None)  # a loop that sleeps hears nothing
         worker.join(0.1)
 
 
