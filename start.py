@@ -291,6 +291,7 @@ def obey(arguments: list[str]) -> int:
         return run(PYTHON, "-m", "pytest", *arguments[1:], FOUNDRY_MODEL="lab-tiny")
     if arguments in ([], ["--no-browser"]):
         set_up()
+        run(PYTHON, "-m", "foundry_lab", "exercises")  # copies to work in, where they are missing
         print("JupyterLab starts; Ctrl-C in this window ends it.", flush=True)
         as_root = getattr(os, "geteuid", lambda: 1)() == 0
         return run(PYTHON, *lab_arguments(browser=not arguments, root=as_root))

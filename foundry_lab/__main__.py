@@ -116,8 +116,8 @@ def _faults(arguments: argparse.Namespace) -> int:
 
 
 def _exercises() -> int:
-    for copy in copy_sheets():
-        print(f"new: {copy}")
+    if copies := copy_sheets():
+        print(f"New in {copies[0].parent}: {', '.join(copy.name for copy in copies)}")
     return 0
 
 

@@ -276,7 +276,7 @@ def test_the_command_line() -> None:
         command = [sys.executable, "-m", "foundry_lab", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    assert run("exercises").startswith("new: ")
+    assert run("exercises").startswith("New in ")
     assert run("exercises") == ""
     assert "0 of" in run("progress")
     assert "04-1 is as it came" in run("reset", "04-1")

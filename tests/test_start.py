@@ -23,6 +23,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C t
 
 FAKE_PROGRAMS = {  # what start.py runs in .venv, so that a test sees how
     "pytest.py": "import os, sys; print(os.environ['FOUNDRY_MODEL'], sys.argv[1:]); sys.exit(3)",
+    "jupyterlab.py": "print('JupyterLab was started')",
     "foundry_lab/__main__.py": "import sys; print('the lab was asked:', sys.argv[1:])",
 }
 
@@ -299,6 +300,14 @@ def test_an_unfinished_installation_is_resumed_whatever_else_is_active(project: 
     assert "The last installation did not finish" in output
     assert stamp.read_text("utf-8") == before
     assert kept.exists()
+
+
+def test_a_learner_gets_copies_of_the_exercises_before_jupyterlab(project: Path) -> None:
+    """Whoever starts the lab has sheets to work in."""
+    code, output = run(project, "--no-browser")
+    assert code == 0
+    copied, started_at = "the lab was asked: ['exercises']", "JupyterLab was started"
+    assert 0 <= output.index(copied) < output.index(started_at)
 
 
 def test_without_a_network_start_says_so_and_doctor_remembers(project: Path) -> None:
