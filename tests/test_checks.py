@@ -86,6 +86,22 @@ def test_an_exception_is_a_verdict() -> None:
     assert wrong.lines["Happened"].startswith("it raised KeyError: 'first'")
 
 
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError()])
+def test_an_exit_is_a_verdict_too(error: BaseException) -> None:
+    """What is no Exception ends the answer, and not the check."""
+
+    def leaves() -> None:
+        raise error
+
+    async def leaves_later() -> None:
+        raise error
+
+    for function in (leaves, leaves_later):
+        wrong = tried(function)
+        assert wrong is not None
+        assert type(error).__name__ in wrong.lines["Happened"]
+
+
 def test_an_error_of_its_own_is_not_taken_for_lateness() -> None:
     """A TimeoutError that the code raises itself is what came of it."""
 

@@ -104,6 +104,8 @@ def attempt(
         if inspect.isawaitable(value):
             value = asyncio.run(_within(value, seconds))
         return Outcome(value)
+    except (Wrong, _TooLong):
+        raise
     except _OutOfTime:
         raise _never_came_back(tried, seconds) from None
     except NotImplementedError:
@@ -113,7 +115,7 @@ def attempt(
             happened="there is nothing to try yet",
             look="the cell above: write it there, run it, and then run the check again",
         ) from None
-    except Exception as error:  # noqa: BLE001 - whatever it raises is what came of it
+    except BaseException as error:  # noqa: BLE001 - an exit or a cancellation, too, came of it
         return Outcome(error=error)
     finally:
         bounds.until = time.monotonic() + OWN_SECONDS
