@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -216,10 +217,12 @@ def edited(path: Path) -> None:
 
 
 def test_reset_restores_one_exercise_and_keeps_a_backup() -> None:
-    """Its cells are as they came, a deleted one is back in its place, and nothing else changed."""
+    """Its cells are as they came, links too, and a deleted one is back; nothing else changed."""
     copy_sheets()
     path = mine() / exercise("04-1").sheet
     original = nbformat.read(path, as_version=4).cells
+    for target in re.findall(r"\]\((\.\.[^)#]+)", original[0].source):
+        assert (path.parent / target).exists(), target
     edited(path)
     before = path.read_bytes()
     backup = reset("04-1")

@@ -105,7 +105,7 @@ def copy_sheets() -> list[Path]:
     wanted = {sheet: mine() / sheet.name for sheet in sorted(SHEETS.glob("[0-9]*.ipynb"))}
     missing = {sheet: copy for sheet, copy in wanted.items() if not copy.exists()}
     for sheet, copy in missing.items():
-        write_whole(copy, sheet.read_text(encoding="utf-8"))
+        write_whole(copy, _relinked(sheet.read_text(encoding="utf-8")))
     return list(missing.values())
 
 
@@ -124,7 +124,8 @@ def reset(name: str) -> Path:
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         cells = notebook["cells"]
-        for fresh, before in _with_those_before(_cells(SHEETS / sheet)):
+        fresh_text = _relinked((SHEETS / sheet).read_text(encoding="utf-8"))
+        for fresh, before in _with_those_before(json.loads(fresh_text)["cells"]):
             if re.match(rf"ex-{name}(-|$)", fresh["id"]):
                 _put(cells, fresh, before)
     except (ValueError, KeyError, TypeError) as error:
@@ -134,6 +135,12 @@ def reset(name: str) -> Path:
         ) from error
     write_whole(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
     return backup
+
+
+def _relinked(text: str) -> str:
+    """A sheet with links that lead to the same files from the learner's folder."""
+    there = Path(os.path.relpath(SHEETS.parent, mine())).as_posix()
+    return text.replace("](../", f"]({there}/")
 
 
 def _backup(path: Path) -> Path:
