@@ -15,13 +15,17 @@ import httpx
 
 from foundry_lab.clock import REAL, Clock
 from foundry_lab.errors import BreakerOpen, InvalidRequest, QueueFull
-from foundry_lab.layers import Layer, watch
+from foundry_lab.layers import Layer, WatchedBody, is_event_stream, watch
 from foundry_lab.records import Hook, State, StateChange, ignore
+from foundry_lab.sse import Decoder
 
 __all__ = ["Breaker", "BreakerPolicy", "BreakerTransport", "Outcome", "Permit"]
 
 OWN_ERRORS = (QueueFull, httpx.PoolTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol)
 """Errors on the way to the service, which say nothing about it."""
+
+LAST_WORDS = 2_000
+"""Bytes of a stream's end that are looked at."""
 
 TICK = time.get_clock_info("monotonic").resolution
 """Seconds by which a timer may fire early: 16 ms on Windows."""
@@ -195,7 +199,10 @@ class BreakerTransport(Layer):
 
     A status from 500 up, a broken connection, a timeout and a missed deadline are failures. 4xx are
     not: 429 is neutral, the others are answers. What its caller cancelled or closed is neutral, and
-    so is what did not get as far as the service.
+    so is what did not get as far as the service, such as a call that a `ConcurrencyLimit` inside
+    kept waiting until its deadline. A chat's stream that ends without ``[DONE]`` is broken, however
+    politely; one that ends with an error event is an answer, like 4xx: Foundry Local reports a
+    prompt that is too long in this way.
 
     Args:
         inner: The next transport.
@@ -232,7 +239,8 @@ class BreakerTransport(Layer):
         except BaseException as error:
             self._settle(breaker, permit, request, 0, error)
             raise
-        watch(response, partial(self._settle, breaker, permit, request, response.status_code))
+        settle = partial(self._settle, breaker, permit, request, response.status_code)
+        watch(response, settle, _ChatStream if _streams_chat(response, request) else WatchedBody)
         return response
 
     def _breaker(self, key: str) -> Breaker:
@@ -249,9 +257,10 @@ class BreakerTransport(Layer):
         error: BaseException | None,
     ) -> None:
         now = self._clock.now()
-        missed = now + TICK >= request.extensions.get("deadline", float("inf"))
-        why = f"status {status}" if status >= 500 else type(error).__name__
-        breaker.settle(permit, _outcome(status, error, missed_deadline=missed), now, why)
+        sent = not request.extensions.get("queued")
+        missed = sent and now + TICK >= request.extensions.get("deadline", float("inf"))
+        outcome, why = _judged(status, error, missed_deadline=missed)
+        breaker.settle(permit, outcome, now, why)
 
     def _refusal(self, breaker: Breaker) -> BreakerOpen:
         seconds = breaker.retry_in(self._clock.now())
@@ -263,14 +272,43 @@ class BreakerTransport(Layer):
         )
 
 
-def _outcome(status: int, error: BaseException | None, *, missed_deadline: bool) -> Outcome:
+class _ChatStream(WatchedBody):
+    """A stream that has said all ends with [DONE] or an error; any other end is a broken one."""
+
+    _last = b""
+
+    async def _next(self) -> bytes:
+        try:
+            packet = await super()._next()
+        except StopAsyncIteration:
+            said = [event.data for event in Decoder().feed(self._last)]
+            if not any(data == "[DONE]" or data.startswith('{"error"') for data in said):
+                self._end(httpx.RemoteProtocolError("no [DONE]"))
+            raise
+        self._last = (self._last + packet)[-LAST_WORDS:]
+        return packet
+
+
+def _streams_chat(response: httpx.Response, request: httpx.Request) -> bool:
+    chat = request.url.path.endswith("/chat/completions")
+    return chat and response.is_success and is_event_stream(response)
+
+
+def _judged(
+    status: int, error: BaseException | None, *, missed_deadline: bool
+) -> tuple[Outcome, str]:
+    """Say how a call ended, and of a failure what it was."""
     if status >= 500:
-        return "failure"
+        return "failure", f"status {status}"
     if status == 429 or isinstance(error, OWN_ERRORS):
-        return "neutral"
-    if not isinstance(error, Exception | None):  # cancelled, closed before its end, or Ctrl-C
-        return "failure" if missed_deadline else "neutral"
-    return "success" if error is None else "failure"
+        return "neutral", ""
+    if error is None:
+        return "success", ""
+    if isinstance(error, Exception):
+        return "failure", type(error).__name__
+    if missed_deadline:  # the layer that keeps it cancels; else it was the caller, or Ctrl-C
+        return "failure", "deadline missed"
+    return "neutral", ""
 
 
 def _key(request: httpx.Request) -> str:

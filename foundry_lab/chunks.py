@@ -4,7 +4,8 @@ A stream has three ends that are not the same: the chunk with a ``finish_reason`
 done), the event ``[DONE]`` (the service has said all), and the end of the body.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,7 +14,7 @@ from foundry_lab.chat import Chunk, ToolCall, Usage
 from foundry_lab.errors import CallError, InvalidResponse
 from foundry_lab.sse import Decoder
 
-__all__ = ["ChunkDecoder"]
+__all__ = ["ChunkDecoder", "text_of"]
 
 
 class _Function(BaseModel):
@@ -81,6 +82,16 @@ class ChunkDecoder:
         except CallError:
             self.over = True
         return shown or self.over
+
+
+def text_of(packets: Iterable[bytes]) -> str:
+    """Return the text of a stream that broke off: all that can be read of it."""
+    chunks, text = ChunkDecoder(), list[str]()
+    with contextlib.suppress(CallError):
+        for packet in packets:
+            for chunk in chunks.feed(packet):
+                text.append(chunk.content)
+    return "".join(text)
 
 
 def _chunk(data: str) -> Chunk:

@@ -39,19 +39,14 @@ from foundry_lab.chat import (
 from foundry_lab.chunks import ChunkDecoder
 from foundry_lab.errors import (
     CallError,
-    ConnectionLost,
-    DeadlineExceeded,
     FoundryLabError,
     InvalidRequest,
-    InvalidResponse,
     ModelBusy,
     ModelNotFound,
-    ServiceUnreachable,
     StatusError,
-    StreamInterrupted,
-    TokenTimeout,
     nearest_names,
 )
+from foundry_lab.failures import call_error, no_stream
 from foundry_lab.health import Health, memory_of, runtime_version
 from foundry_lab.layers import drain, is_event_stream
 from foundry_lab.limits import ConcurrencyLimit, DeadlineTransport, TokenTimeouts, too_late
@@ -198,13 +193,15 @@ class FoundryAPIClient:
             ModelNotLoaded: Known, but not in memory.
             ContextTooLong: Prompt and ``max_tokens`` exceed the context.
             DeadlineExceeded: No whole answer in time.
-            CallError: The other reasons why there is no answer; see `foundry_lab.errors`.
+            CallError: The other reasons why there is no answer; see `foundry_lab.errors`. What had
+                come of it is in ``.content``.
         """
         request = ChatRequest.checked(messages=conversation(prompt, messages, system), **parameters)
         limits = self._limits(timeout, first_token, stall) | {"commit": "end"}
 
         async def ask() -> Completion:
-            return Completion.of([chunk async for chunk in self._stream(request, model, limits)])
+            async with self._chat(request, model, limits) as chunks:
+                return Completion.of([chunk async for chunk in chunks])
 
         if self.cache is None:
             return await ask()
@@ -431,18 +428,31 @@ class FoundryAPIClient:
     async def _stream(
         self, request: ChatRequest, model: str | None, limits: Limits
     ) -> AsyncGenerator[Chunk]:
-        """Send the request as a stream, and yield its chunks; then tell how the call went."""
+        async with self._chat(request, model, limits) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    @asynccontextmanager
+    async def _chat(
+        self, request: ChatRequest, model: str | None, limits: Limits
+    ) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """Send the request as a stream, and give its chunks; then tell how the call went."""
         began, text, tokens, outcome = time.monotonic(), list[str](), 0, "left"
+
+        async def chunks(answer: httpx.Response) -> AsyncIterator[Chunk]:
+            nonlocal tokens
+            async for chunk in self._chunks(answer):
+                if chunk.content:
+                    if not text and "commit" not in limits:  # else it comes with the last
+                        self._hook(FirstToken(time.monotonic() - began, limits["call"]))
+                    text.append(chunk.content)
+                tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+                yield chunk
+
         try:
             body = request.body(await self._model_id(model, limits))
             async with self._sent(self._http, "POST", CHAT, limits, streamed(body), text) as answer:
-                async for chunk in self._chunks(answer):
-                    if chunk.content:
-                        if not text and "commit" not in limits:  # else it comes with the last
-                            self._hook(FirstToken(time.monotonic() - began, limits["call"]))
-                        text.append(chunk.content)
-                    tokens = chunk.usage.completion_tokens if chunk.usage else tokens
-                    yield chunk
+                yield chunks(answer)
             outcome = "ok"
         except FoundryLabError as error:
             outcome = type(error).__name__
@@ -452,7 +462,7 @@ class FoundryAPIClient:
 
     async def _chunks(self, answer: httpx.Response) -> AsyncIterator[Chunk]:
         if not is_event_stream(answer):
-            raise _no_stream(self._without_key(await read(answer)))
+            raise no_stream(self._without_key(await read(answer)))
         chunks, packets = ChunkDecoder(), answer.aiter_bytes()
         async for packet in packets:
             for chunk in chunks.feed(packet):
@@ -465,9 +475,14 @@ class FoundryAPIClient:
     async def _cached(
         self, cache: Cache, key: str, ask: Callable[[], Awaitable[Completion]], limits: Limits
     ) -> Completion:
-        try:
-            async with asyncio.timeout_at(limits["deadline"]):  # somebody else's call may be slower
-                completion, was_there = await cache.get_or_ask(key, ask)
+        async def own() -> Completion:
+            if not patience.expired():
+                patience.reschedule(None)  # its layers keep the deadline, and their error has more
+            return await ask()
+
+        try:  # somebody else's call may be slower
+            async with asyncio.timeout_at(limits["deadline"]) as patience:
+                completion, was_there = await cache.get_or_ask(key, own)
         except TimeoutError as error:
             raise too_late(limits["seconds"]) from error
         if was_there:
@@ -499,44 +514,10 @@ class FoundryAPIClient:
                     raise self._refusal(response, await read(response))
                 yield response
         except (httpx.RequestError, CallError) as error:
-            failure = self._failure(error, "".join(text))
-            failure.attempts = request.extensions.get("attempts", 1)
+            failure = call_error(error, request, "".join(text))
             if failure is error:
                 raise
             raise failure from error
-
-    def _failure(self, error: httpx.RequestError | CallError, content: str) -> CallError:
-        if content and not isinstance(error, DeadlineExceeded):
-            failure: CallError = StreamInterrupted(
-                f"The answer broke off after {len(content)} characters: {_first_line(error)}",
-                fix="The text so far is in .content. Ask again if you need the whole.",
-            )
-        else:
-            failure = error if isinstance(error, CallError) else self._typed(error)
-        failure.content = content
-        return failure
-
-    def _typed(self, error: httpx.RequestError) -> CallError:
-        """Turn what httpx raised into the error of this package that says what to do."""
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return ServiceUnreachable(
-                f"Nobody answers at {self._http.base_url}: {error}",
-                fix="Start the service: service.restart(), or `python -m foundry_lab serve`.",
-            )
-        if isinstance(error, httpx.DecodingError):
-            return InvalidResponse(
-                f"The answer can't be unpacked: {error}",
-                fix="Check that the endpoint is a Foundry Local service.",
-            )
-        if isinstance(error, httpx.TimeoutException):
-            return TokenTimeout(
-                f"The service is connected but silent: {error}.",
-                fix="See whether it is busy: await client.health_check(). Or wait longer.",
-            )
-        return ConnectionLost(
-            f"The connection broke before the answer was whole: {error}",
-            fix="See whether the service still runs: await client.health_check().",
-        )
 
     def _refusal(self, response: httpx.Response, text: str) -> StatusError:
         refusal = status_error(response.status_code, self._without_key(text))
@@ -548,17 +529,6 @@ class FoundryAPIClient:
         """A server may echo what it was sent; no error message of ours does."""
         key = self.settings.api_key
         return text.replace(key, "[key]") if key else text
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _no_stream(text: str) -> InvalidResponse:
-    return InvalidResponse(
-        f"The answer is not a stream of events; it begins with {text[:80]!r}.",
-        fix="Check that FOUNDRY_ENDPOINT is a Foundry Local service and not a web page.",
-    )
 
 
 def _find(models: list[Model], name: str) -> Model | None:

@@ -14,7 +14,7 @@
     └── CallError                  a call over HTTP that brought no whole answer
         ├── ServiceUnreachable     nobody answers at the endpoint
         ├── ConnectionLost         the connection broke before any of the answer was seen
-        ├── TokenTimeout           connected, but no first token in time
+        ├── TokenTimeout           connected, but no token in time
         ├── StreamInterrupted      part of the answer came, the rest did not
         ├── DeadlineExceeded       the time given for the whole operation is over
         ├── BreakerOpen            not sent: the calls before it failed too often
@@ -114,7 +114,8 @@ class CallError(FoundryLabError):
     """A call over HTTP brought no whole answer."""
 
     content: str = ""
-    """The text that a stream had brought before the error: nothing of an answer is lost."""
+    """The text that a stream had brought before the error: nothing of an answer is lost. Where
+    `complete` tried several times, it is that of the last attempt that brought any."""
     attempts: int = 1
     """How often the request was tried."""
 
@@ -124,11 +125,11 @@ class ServiceUnreachable(CallError):
 
 
 class ConnectionLost(CallError):
-    """The connection broke before any of the answer was seen."""
+    """The connection broke before the caller has seen any of the answer."""
 
 
 class TokenTimeout(CallError):
-    """Connected, but no first token came in the time given for it."""
+    """Connected, but silent: a token did not come in the time given for it."""
 
 
 class StreamInterrupted(CallError):

@@ -78,8 +78,8 @@ class WatchedBody(httpx.AsyncByteStream):
             settle(error)
 
 
-def watch(response: httpx.Response, settle: Settle) -> None:
-    """Put a `WatchedBody` around a response's body.
+def watch(response: httpx.Response, settle: Settle, kind: type[WatchedBody] = WatchedBody) -> None:
+    """Put a `WatchedBody`, or a `kind` of it, around a response's body.
 
     A response that was made with its content, as for ``httpx.MockTransport``, has ended already:
     httpx reads no body of it.
@@ -88,7 +88,7 @@ def watch(response: httpx.Response, settle: Settle) -> None:
     if response.is_closed:
         settle(None)
     else:
-        response.stream = WatchedBody(response.stream, settle)
+        response.stream = kind(response.stream, settle)
 
 
 def is_event_stream(response: httpx.Response) -> bool:

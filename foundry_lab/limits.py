@@ -150,6 +150,7 @@ class ConcurrencyLimit(Layer):
 
     A slot is taken until the end of the answer. On one machine more calls at once give no more
     tokens a second, they only make each other wait (Little's law): a bulkhead with a short queue.
+    Meanwhile ``request.extensions["queued"]`` is true: nothing was sent yet.
 
     Args:
         inner: The next transport.
@@ -174,7 +175,9 @@ class ConcurrencyLimit(Layer):
         Raises:
             QueueFull: All slots are taken, and so is the queue.
         """
+        request.extensions["queued"] = True  # a breaker reads it, if the wait is cancelled
         await self._take_slot()
+        request.extensions["queued"] = False
         try:
             response = await self.inner.handle_async_request(request)
         except BaseException:

@@ -55,8 +55,8 @@ class GaveUp:
     """A failure that could have been retried was not."""
 
     attempts: int
-    reason: Literal["attempts", "budget", "deadline"]
-    """What ran out."""
+    reason: Literal["attempts", "body", "budget", "deadline"]
+    """What ran out. ``body``: the request's was a generator, and what it gave is gone."""
     call: str = ""
 
 

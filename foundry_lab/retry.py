@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import httpx
 
 from foundry_lab.answers import MAX_BODY
-from foundry_lab.chunks import ChunkDecoder
+from foundry_lab.chunks import ChunkDecoder, text_of
 from foundry_lab.clock import REAL, Clock
 from foundry_lab.errors import InvalidRequest
 from foundry_lab.layers import Layer, drain, is_event_stream
@@ -165,6 +165,8 @@ class RetryTransport(Layer):
     A request may carry ``extensions={"deadline": t}``, a time of `clock` that no wait goes beyond,
     and ``"call"``, an id for the records. A body that can be read only once is not retried.
     ``response.extensions["attempts"]``, and the same of ``error.request``, counts the attempts.
+    ``error.request.extensions["content"]`` has the text of the last attempt that brought any and
+    broke before it was handed over.
 
     Args:
         inner: The next transport.
@@ -226,10 +228,12 @@ class RetryTransport(Layer):
 
     async def _attempt(self, request: httpx.Request) -> httpx.Response:
         response = await self.inner.handle_async_request(request)
-        whole = request.extensions.get("commit") == "end"
+        whole, read = request.extensions.get("commit") == "end", list[bytes]()
         try:
-            await commit(response, whole=whole)
+            await commit(response, read, whole=whole)
         except BaseException:
+            if text := text_of(read):
+                request.extensions["content"] = text
             await response.aclose()
             raise
         return response
@@ -247,8 +251,10 @@ class RetryTransport(Layer):
         wait = backoff + (floor or 0.0)
         deadline = request.extensions.get("deadline", float("inf"))
         call = request.extensions.get("call", "")
-        if attempts >= self.policy.attempts or not _repeatable(request):
+        if attempts >= self.policy.attempts:
             self._hook(GaveUp(attempts, "attempts", call))
+        elif not _repeatable(request):
+            self._hook(GaveUp(attempts, "body", call))
         elif wait > self.policy.longest_wait or self._clock.now() + wait >= deadline:
             self._hook(GaveUp(attempts, "deadline", call))
         elif not self.budget.withdraw():
@@ -266,15 +272,20 @@ def _repeatable(request: httpx.Request) -> bool:
         return False
 
 
-async def commit(response: httpx.Response, *, whole: bool) -> None:
+async def commit(response: httpx.Response, read: list[bytes], *, whole: bool) -> None:
     """Read the body up to where the caller may see it, and put what was read in front of the rest.
+
+    Args:
+        response: An answer of which nothing was read yet.
+        read: An empty list for the packets: who waits has them, too, when an error ends this.
+        whole: Whether to read an event stream to its end, not only to its first content.
 
     Raises:
         httpx.RemoteProtocolError: An event stream ended before that.
     """
     body = response.stream
     assert isinstance(body, httpx.AsyncByteStream)
-    packets, read, size = aiter(body), list[bytes](), 0
+    packets, size = aiter(body), 0
     events = ChunkDecoder() if response.is_success and is_event_stream(response) else None
     async for packet in packets:
         read.append(packet)

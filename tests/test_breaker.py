@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from raw_server import Line, head, serving, whole
+from raw_server import Line, chunk, head, serving, whole
 
 from foundry_lab import FoundryAPIClient, Service
 from foundry_lab.breaker import Breaker, BreakerPolicy, BreakerTransport, Outcome, Permit
@@ -658,6 +658,83 @@ async def test_what_does_not_reach_the_service_is_neutral(settled: list[Outcome]
             with pytest.raises(QueueFull):
                 await http.get(url)
     assert settled == ["neutral"] * 6
+
+
+@in_a_loop
+async def test_a_deadline_missed_in_the_queue_is_neutral(settled: list[Outcome]) -> None:
+    """A call that waited for a slot was never sent; with a slot, it is a failure."""
+    limited = ConcurrencyLimit(httpx.AsyncHTTPTransport(), limit=1)
+    async with (
+        serving(half) as url,
+        over(DeadlineTransport(BreakerTransport(limited), 60)) as http,
+    ):
+        async with http.stream("GET", url):
+            await miss_the_deadline(http, url)
+            assert settled == ["neutral"]
+        await miss_the_deadline(http, url)
+    assert settled == ["neutral", "neutral", "failure"]
+
+
+@in_a_loop
+async def test_a_missed_deadline_is_named() -> None:
+    """Who is refused afterwards reads what happened, not how the breaker learned of it."""
+    async with serving(half) as url, over(DeadlineTransport(guarded(REAL), 60)) as http:
+        await miss_the_deadline(http, url)
+        with pytest.raises(BreakerOpen, match=r"the last one: deadline missed\)"):
+            await http.get(url)
+
+
+STREAM = "text/event-stream"
+DONE = b"data: [DONE]\n\n"
+ERROR = b'data: {"error": {"message": "maximum context length of 9 tokens"}}\n\n'
+
+
+@in_a_loop
+@pytest.mark.parametrize(
+    ("path", "code", "body", "outcome"),
+    [
+        ("chat/completions", 200, [chunk("one") + DONE], "success"),
+        ("chat/completions", 200, [chunk("one"), b"data: [DO", b"NE]\r\n\r", b"\n:\n"], "success"),
+        ("chat/completions", 200, [*[chunk("one")] * 100, DONE], "success"),
+        ("chat/completions", 200, [chunk("one"), ERROR], "success"),
+        ("chat/completions", 200, [chunk("one")], "failure"),
+        ("chat/completions", 200, [chunk("one"), DONE[:-1]], "failure"),
+        ("chat/completions", 200, [chunk("data: [DONE]")], "failure"),
+        ("chat/completions", 200, [], "failure"),
+        ("chat/completions", 400, [b"no such model"], "success"),
+        ("events", 200, [b"event: loaded\n\n"], "success"),
+    ],
+    ids=[
+        "done",
+        "done in pieces",
+        "done, after much text",
+        "error",
+        "cut",
+        "done, but no blank line",
+        "done, but as text",
+        "empty",
+        "a refusal",
+        "no chat",
+    ],
+)
+async def test_a_chat_that_ends_without_done_is_a_failure(
+    path: str, code: int, body: list[bytes], outcome: Outcome, settled: list[Outcome]
+) -> None:
+    """However politely it ends; an error event is an answer, other streams have no [DONE]."""
+
+    async def packets() -> AsyncIterator[bytes]:
+        for packet in body:
+            yield packet
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(code, headers={"Content-Type": STREAM}, content=packets())
+
+    breakers = BreakerTransport(httpx.MockTransport(answer))  # a socket would join the packets
+    async with over(breakers) as http:
+        assert (await http.get(f"http://chat/{path}")).content == b"".join(body)
+    assert settled == [outcome]
+    failed = "RemoteProtocolError" if outcome == "failure" else ""
+    assert breakers.breakers["http://chat"].last_failure == failed
 
 
 @in_a_loop

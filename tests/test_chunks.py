@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from foundry_lab import Service
 from foundry_lab.chat import Chunk, ToolCall, Usage
-from foundry_lab.chunks import ChunkDecoder
+from foundry_lab.chunks import ChunkDecoder, text_of
 from foundry_lab.errors import CallError, ContextTooLong, InvalidResponse, StatusError
 from foundry_lab.sse import MAX_EVENT
 
@@ -272,6 +272,34 @@ def test_an_end_in_the_packet_of_the_first_content_is_seen(ending: bytes) -> Non
     decoder = ChunkDecoder()
     assert decoder.shows_content(ROLE + ONE + TWO + ending)
     assert decoder.over
+
+
+@pytest.mark.parametrize(
+    ("packets", "text"),
+    [
+        ([], ""),
+        ([ROLE, ONE, TWO], "one two"),
+        ([ROLE + ONE + TWO[:20], TWO[20:-1]], "one"),
+        ([ROLE, ONE + ERROR, TWO], "one"),
+        ([ROLE + ONE + b"data: {\n\n" + TWO], "one"),
+        ([ONE, DONE, TWO], "one"),
+        ([b'{"choices": [{"message": {"content": "one"}}]}'], ""),
+        ([ONE, b"x" * (MAX_EVENT + 1)], "one"),
+    ],
+    ids=[
+        "nothing",
+        "no end",
+        "half an event",
+        "error",
+        "broken JSON",
+        "end",
+        "no stream",
+        "too long",
+    ],
+)
+def test_the_text_of_a_broken_stream(packets: list[bytes], text: str) -> None:
+    """It is all the text before what can't be read, and never an error."""
+    assert text_of(packets) == text
 
 
 def shows(packets: Iterable[bytes]) -> Iterator[bool]:

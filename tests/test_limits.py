@@ -124,6 +124,19 @@ async def test_the_queue_is_first_come_first_served() -> None:
 
 
 @in_a_loop
+async def test_a_request_says_whether_it_waits() -> None:
+    """In the queue it is not sent yet; a layer outside can see that."""
+    async with limited(1) as (door, layer, http, url):
+        first, second = (http.build_request("GET", url) for _ in range(2))
+        calls = [asyncio.create_task(http.send(request)) for request in (first, second)]
+        await until(lambda: door.inside == 1 and layer.waiting == 1)
+        assert [request.extensions["queued"] for request in (first, second)] == [False, True]
+        door.opened.set()
+        await asyncio.gather(*calls)
+        assert not second.extensions["queued"]
+
+
+@in_a_loop
 async def test_a_full_queue_refuses_at_once() -> None:
     """One runs, two wait, the fourth is told so; when there is room again, the next may wait."""
     async with limited(1, queue=2) as (door, layer, http, url):

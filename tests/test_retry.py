@@ -428,7 +428,7 @@ class Unread(httpx.AsyncBaseTransport):
 
 @anyio
 async def test_a_body_from_a_generator_is_not_repeated() -> None:
-    """What it gave is gone: half a request must not be sent as if it were whole."""
+    """What it gave is gone: half a request must not be sent as if it were whole, and it says so."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b"first half"
@@ -439,7 +439,7 @@ async def test_a_body_from_a_generator_is_not_repeated() -> None:
         with pytest.raises(httpx.WriteError):
             await http.post("http://model", content=body())
         assert server.calls == 1
-        assert story[-1] == GaveUp(1, "attempts")
+        assert story[-1] == GaveUp(1, "body")
 
 
 class Patient(VirtualClock):
@@ -591,6 +591,29 @@ async def test_who_wants_the_whole_answer_gets_a_whole_one(packets: tuple[Any, .
     bench = Bench(streaming(*packets), GOOD)
     assert await read(bench, commit="end") == (WHOLE, None)
     assert len(bench.sent) == 2
+
+
+@anyio
+@pytest.mark.parametrize(
+    ("answers", "text"),
+    [
+        ([streaming(ROLE, ONE, TWO, BROKEN)], "one two"),
+        ([streaming(ROLE, ONE, BROKEN), streaming(ROLE, ONE, TWO)], "one two"),
+        ([streaming(ROLE, ONE, TWO), streaming(ROLE, ONE, b"data: {", BROKEN)], "one"),
+        ([streaming(ROLE, ONE, BROKEN), streaming(ROLE, BROKEN), BROKEN], "one"),
+        ([streaming(ROLE, BROKEN), BROKEN], None),
+    ],
+    ids=["one attempt", "a polite end", "the last one counts", "if it has any", "none has any"],
+)
+async def test_text_that_was_not_handed_over_is_not_lost(
+    answers: list[Answer], text: str | None
+) -> None:
+    """What a broken attempt had read of an answer is in the request of the error."""
+    bench = Bench(*answers, policy=RetryPolicy(attempts=len(answers)))
+    received, error = await read(bench, commit="end")
+    assert received == b""
+    assert isinstance(error, httpx.RequestError)
+    assert error.request.extensions.get("content") == text
 
 
 @anyio

@@ -15,6 +15,7 @@ import pytest
 from raw_server import Line, chunk, head, serving, whole
 
 from foundry_lab import FoundryAPIClient, Service, Settings, resilient
+from foundry_lab.cache import Cache
 from foundry_lab.chat import Chunk
 from foundry_lab.errors import (
     CallError,
@@ -27,8 +28,9 @@ from foundry_lab.errors import (
     StreamInterrupted,
     TokenTimeout,
 )
+from foundry_lab.faults import Always, CutBody, Fault, FaultProxy, Stall
 from foundry_lab.layers import Layer
-from foundry_lab.records import Attempt, FirstToken, Record
+from foundry_lab.records import Attempt, Call, FirstToken, Hook, Record, ignore
 from foundry_lab.retry import RetryTransport
 from foundry_lab.wire import http_transport
 
@@ -243,6 +245,39 @@ async def test_the_first_token_is_told_once(service: Service) -> None:
         assert any(isinstance(record, Attempt) for record in told)
 
 
+@pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
+@pytest.mark.parametrize(
+    ("fault", "times", "error", "attempts"),
+    [
+        (Stall(after_events=6), {"timeout": 1.5}, DeadlineExceeded, 1),
+        (Stall(after_events=6), {"stall": 0.3}, TokenTimeout, 2),
+        (CutBody(after_events=6), {}, ConnectionLost, 2),
+    ],
+    ids=["deadline", "stall", "cut"],
+)
+async def test_complete_keeps_the_text_of_what_broke_off(
+    service: Service,
+    fault: Fault,
+    times: dict[str, Any],
+    error: type[CallError],
+    attempts: int,
+    cached: bool,
+) -> None:
+    """Its caller has seen nothing, but the error has what the last attempt brought."""
+    with FaultProxy(service.url, only="/v1/chat/completions") as proxy:
+        cache = Cache() if cached else None
+        async with FoundryAPIClient(proxy.url, settings=Settings(retries=1), cache=cache) as client:
+            whole = await client.complete("Count from 1 to 20.", max_tokens=30)
+            proxy.plan = Always(fault)
+            with pytest.raises(error) as caught:
+                await client.complete("Count from 1 to 20.", max_tokens=31, **times)
+        if cache:
+            cache.close()
+    assert whole.content.startswith(caught.value.content)
+    assert 0 < len(caught.value.content) < len(whole.content)
+    assert caught.value.attempts == attempts
+
+
 async def test_a_slow_reader_is_no_stall(client: FoundryAPIClient) -> None:
     """Only the service's silence counts, not the time that the caller takes for a piece."""
     stream = client.stream_complete("Count from 1 to 20.", max_tokens=20, stall=0.7)
@@ -271,7 +306,9 @@ Chat = Callable[[Line], Awaitable[None]]
 
 
 @asynccontextmanager
-async def asking(*chats: Chat, retries: int = 0) -> AsyncIterator[FoundryAPIClient]:
+async def asking(
+    *chats: Chat, retries: int = 0, hook: Hook = ignore
+) -> AsyncIterator[FoundryAPIClient]:
     """Have a client of a server that answers one chat after the other like this."""
     left = list(chats)
 
@@ -284,7 +321,10 @@ async def asking(*chats: Chat, retries: int = 0) -> AsyncIterator[FoundryAPIClie
             await left.pop(0)(line)
 
     settings = Settings(retries=retries)
-    async with serving(answer) as url, FoundryAPIClient(url, settings=settings) as client:
+    async with (
+        serving(answer) as url,
+        FoundryAPIClient(url, settings=settings, hook=hook) as client,
+    ):
         yield client
 
 
@@ -436,6 +476,38 @@ async def test_complete_does_not_ask_again_after_an_error_event() -> None:
         with pytest.raises(StreamInterrupted, match="out of memory") as caught:
             await client.complete("Hello", model="lab-tiny")
     assert (caught.value.content, caught.value.attempts) == ("one two", 1)
+
+
+@pytest.mark.parametrize(
+    ("last", "error"),
+    [
+        (sending(STREAM, chunk(""), silent=True), DeadlineExceeded),
+        (sending(STREAM, chunk("")), ConnectionLost),
+        (sending(whole(400)), StatusError),
+        (sending(STREAM, ERROR), StatusError),
+    ],
+    ids=["deadline", "cut", "400", "error event"],
+)
+async def test_complete_keeps_the_text_of_an_earlier_attempt(
+    last: Chat, error: type[CallError]
+) -> None:
+    """Where the last one brought none, that of the one before is better than nothing."""
+    async with asking(sending(*TEXT), last, retries=1) as client:
+        with pytest.raises(error) as caught:
+            await client.complete("Hello", model="lab-tiny", timeout=1)
+    assert (caught.value.content, caught.value.attempts) == ("one two", 2)
+
+
+@pytest.mark.parametrize("text", [TEXT, TEXT[:1]], ids=["text", "no text"])
+async def test_an_answer_without_its_usage_is_a_failed_call(text: tuple[bytes, ...]) -> None:
+    """It came to its end, at the second attempt; the error and the records tell so."""
+    told = list[Record]()
+    unseen = sending(STREAM, chunk(""))
+    async with asking(unseen, sending(*text, DONE), retries=1, hook=told.append) as client:
+        with pytest.raises(InvalidResponse, match="without a finish_reason") as caught:
+            await client.complete("Hello", model="lab-tiny")
+    assert (caught.value.content, caught.value.attempts) == ("one two" * (text is TEXT), 2)
+    assert [one.outcome for one in told if isinstance(one, Call)] == ["InvalidResponse"]
 
 
 @pytest.mark.parametrize(
