@@ -7,7 +7,7 @@ a success to both, and one breaker is for all models. Neither limits the calls a
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import httpx
@@ -15,7 +15,7 @@ from circuitbreaker import CircuitBreaker
 from httpx_retries import Retry
 from httpx_retries import RetryTransport as HttpxRetries
 from measure import Row, Samples, in_turns, on_one_loop
-from recording import QUESTION, events, record, request_body
+from recording import QUESTION, Replay, events, record, request_body
 
 from foundry_lab.breaker import BreakerTransport
 from foundry_lab.client import resilient
@@ -56,7 +56,7 @@ def rows(quick: bool) -> Iterator[Row]:
 def _added(content: bytes, kind: str, packets: Sequence[bytes], rounds: int) -> Samples:
     """Measure each stack, and subtract what the bare transport took in the same round."""
     wire = httpx.MockTransport(
-        lambda _: httpx.Response(200, headers={"content-type": kind}, stream=_Body(packets))
+        lambda _: httpx.Response(200, headers={"content-type": kind}, stream=Replay(packets))
     )
     breaking, retry = _CircuitBreaker(wire), Retry(allowed_methods=["POST"])
     stacks: dict[str, httpx.AsyncBaseTransport] = {
@@ -96,15 +96,6 @@ async def _calls(stack: httpx.AsyncBaseTransport, content: bytes) -> float:
             pass
         await response.aclose()
     return 1e6 * (time.perf_counter() - began) / CALLS
-
-
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, packets: Sequence[bytes]) -> None:
-        self._packets = packets
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for packet in self._packets:
-            yield packet
 
 
 class _CircuitBreaker(httpx.AsyncBaseTransport):

@@ -1,10 +1,12 @@
 """What the real service sends, recorded, for what is measured without a network."""
 
+from collections.abc import AsyncIterator, Sequence
+
 import httpx
 
 from foundry_lab.service import Service
 
-__all__ = ["COUNTING", "QUESTION", "events", "record", "request_body"]
+__all__ = ["COUNTING", "QUESTION", "Replay", "events", "record", "request_body"]
 
 QUESTION = "What is jitter?"
 COUNTING = "Count from 1 to 300."
@@ -35,3 +37,14 @@ def record(service: Service, prompt: str, max_tokens: int) -> bytes:
 def events(stream: bytes) -> list[bytes]:
     """Cut a recording into its events, which is also how the service's packets are cut."""
     return [event + b"\n\n" for event in stream.split(b"\n\n") if event]
+
+
+class Replay(httpx.AsyncByteStream):
+    """A body that comes in these packets, for ``httpx.MockTransport``."""
+
+    def __init__(self, packets: Sequence[bytes]) -> None:
+        self._packets = packets
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for packet in self._packets:
+            yield packet

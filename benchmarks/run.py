@@ -13,13 +13,17 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+import batching
 import decoding
+import holding
 import importing
 import layering
+import loading
+import monitoring
 import proxying
 import streaming
 from measure import Row
@@ -27,12 +31,16 @@ from measure import Row
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- measured: written by benchmarks/run.py -->", "<!-- end -->"
 
-SUBJECTS: dict[str, Callable[[bool], Iterator[Row]]] = {
+SUBJECTS: dict[str, Callable[[bool], Iterable[Row]]] = {
     "decoding": decoding.rows,
     "streaming": streaming.rows,
     "layers": layering.rows,
     "proxy": proxying.rows,
     "imports": importing.rows,
+    "batch": batching.rows,
+    "memory": holding.rows,
+    "load": loading.rows,
+    "health": monitoring.rows,
 }
 
 OTHERS = ("httpx", "httpx-sse", "httpx-retries", "circuitbreaker", "openai", "pydantic")

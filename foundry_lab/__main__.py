@@ -8,12 +8,17 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from foundry_lab.checks.record import progress_text
-from foundry_lab.checks.sheets import copy_sheets, reset
-from foundry_lab.doctor import examine
-from foundry_lab.errors import FoundryLabError
-from foundry_lab.faults import KINDS, FaultProxy, plan_from
-from foundry_lab.service import Service
+from foundry_lab.machine import import_failed
+
+try:
+    from foundry_lab.checks.record import progress_text
+    from foundry_lab.checks.sheets import copy_sheets, reset
+    from foundry_lab.doctor import examine
+    from foundry_lab.errors import FoundryLabError
+    from foundry_lab.faults import KINDS, FaultProxy, plan_from
+    from foundry_lab.service import Service
+except ImportError as error:  # a package is missing, or not the one that it should be
+    sys.exit(str(import_failed(error)))
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from textwrap import fill
 from typing import Any
 
-__all__ = ["compare", "expect", "table"]
+__all__ = ["aligned", "compare", "expect", "table"]
 
 WIDTH = 96
 """Characters that fit into an output of a notebook: JupyterLab breaks longer lines inside words."""
@@ -37,10 +37,15 @@ def expect(*errors: type[BaseException]) -> Iterator[None]:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print rows under a header, in columns as wide as what they hold."""
+    print(aligned(header, rows))
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return the lines that `table` prints."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["─" * width for width in widths])
-    for line in lines:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,7 +1,6 @@
 """The backoff explorer: turn the knobs of a retry policy, and see the waits that it makes."""
 
 import random
-from base64 import b64encode
 from html import escape
 from itertools import accumulate, islice
 from typing import Any, get_args
@@ -11,14 +10,12 @@ import ipywidgets
 from foundry_lab.errors import InvalidRequest
 from foundry_lab.figures import PALETTE, Plot, legend, new_figure, number
 from foundry_lab.retry import Jitter, RetryPolicy, backoff_delays
+from foundry_lab.widgets.parts import picture, table
 
 __all__ = ["BackoffExplorer", "backoff_plot"]
 
 BASES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 CAPS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
-
-SMALL = 'style="line-height: 1.4; border-spacing: 1em 0; text-align: right"'
-"""A widget's own line height would make the table longer than a screen."""
 
 Range = tuple[float, float]
 """The least and the most that a wait can be, in seconds."""
@@ -94,7 +91,7 @@ class BackoffExplorer:
                 self.attempts.value, self.base.value, self.cap.value, self.jitter.value
             )
             self.plot = backoff_plot(policy, self.seed.value)
-            self.view.value = _html(self.plot)
+            self.view.value = picture(self.plot) + table(self.plot.header, self.plot.rows)
         except InvalidRequest as error:
             self.plot, self.view.value = None, f"<p>{escape(str(error))}</p>"
 
@@ -107,14 +104,3 @@ def _choice(name: str, value: float, options: tuple[float, ...]) -> Any:
     """Make a slider over round numbers; the arrow keys go from one to the next."""
     labels = [(f"{option:g} s", option) for option in options]
     return ipywidgets.SelectionSlider(options=labels, value=value, description=name)
-
-
-def _html(plot: Plot) -> str:
-    data, _ = plot._repr_mimebundle_()
-    picture = b64encode(data["image/png"]).decode()
-    header = "".join(f'<th scope="col">{name}</th>' for name in plot.header)
-    rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in plot.rows)
-    return (
-        f'<img alt="{escape(plot.alt)}" width="640" src="data:image/png;base64,{picture}">'
-        f"<table {SMALL}><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
-    )

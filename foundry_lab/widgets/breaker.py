@@ -13,6 +13,7 @@ import ipywidgets
 from foundry_lab.breaker import Breaker, BreakerPolicy
 from foundry_lab.clock import VirtualClock
 from foundry_lab.records import Record
+from foundry_lab.widgets.parts import button
 
 __all__ = ["BreakerPanel"]
 
@@ -39,10 +40,10 @@ class BreakerPanel:
         self.seed = seed
         self.fails = ipywidgets.IntSlider(20, 0, 100, 10, description="fails, %")
         """The share of the calls that the service fails."""
-        self.one = _button("1 call", lambda: self.call(1))
-        self.twenty = _button("20 calls", lambda: self.call(20))
-        self.second = _button("Wait 1 s", lambda: self.wait(1.0))
-        self.again = _button("Start again", self.start_again)
+        self.one = button("1 call", lambda: self.call(1))
+        self.twenty = button("20 calls", lambda: self.call(20))
+        self.second = button("Wait 1 s", lambda: self.wait(1.0))
+        self.again = button("Start again", self.start_again)
         self.view = ipywidgets.HTML()
         """What `text` says."""
         buttons = ipywidgets.HBox([self.one, self.twenty, self.second, self.again])
@@ -122,9 +123,3 @@ class BreakerPanel:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = self.panel._repr_mimebundle_()
         return bundle | {"text/plain": self.text}
-
-
-def _button(name: str, action: Any) -> Any:
-    button = ipywidgets.Button(description=name)
-    button.on_click(lambda _: action())
-    return button

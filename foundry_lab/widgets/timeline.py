@@ -6,7 +6,6 @@ The answer is streamed on the notebook's own event loop, so the notebook goes on
 import asyncio
 import statistics
 import time
-from base64 import b64encode
 from contextlib import aclosing
 from html import escape
 from itertools import pairwise
@@ -16,16 +15,13 @@ import ipywidgets
 
 from foundry_lab.client import FoundryAPIClient
 from foundry_lab.errors import FoundryLabError
-from foundry_lab.figures import Plot
-from foundry_lab.plots import token_timeline
+from foundry_lab.plots import Plot, token_timeline
+from foundry_lab.widgets.parts import WIDE, picture
 
 __all__ = ["TimelinePanel"]
 
 REFRESH = 0.1
 """Seconds between two looks at the text while it comes: a browser need not draw every piece."""
-
-WIDE = {"width": "640px", "max_width": "100%"}
-"""As wide as the figure."""
 
 
 class TimelinePanel:
@@ -122,14 +118,8 @@ class TimelinePanel:
         text = escape(f"{self.summary}\n\n{self.text}")
         style = "white-space: pre-wrap; word-break: normal"
         shown = f'<pre style="{style}" aria-live="polite">{text}</pre>'
-        self.view.value = shown + (_picture(self.plot) if self.plot else "")
+        self.view.value = shown + (picture(self.plot) if self.plot else "")
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = self.panel._repr_mimebundle_()
         return bundle | {"text/plain": f"A panel for {self.prompt.value!r}: {self.summary}"}
-
-
-def _picture(plot: Plot) -> str:
-    data, _ = plot._repr_mimebundle_()
-    source = b64encode(data["image/png"]).decode()
-    return f'<img alt="{escape(plot.alt)}" width="640" src="data:image/png;base64,{source}">'
