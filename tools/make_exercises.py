@@ -71,7 +71,7 @@ def _stub_of(block: re.Match[str]) -> str:
     depth, given = block["depth"], block["stub"]
     if given is None:
         return f"{depth}raise NotImplementedError"
-    return "\n".join(re.sub(r"^( *)# ?", r"\1", line) for line in given.splitlines())
+    return "\n".join(re.sub(r"^( *)# ?", r"\1", line).rstrip() for line in given.splitlines())
 
 
 if __name__ == "__main__":
