@@ -53,6 +53,7 @@ SHORTENED = {
 # How often a prompt is cut into smaller pieces, where it is not in one of three.
 SPLIT = {"count": 0.0, "list": 0.0, "repeat": 0.0, "conversation": 0.1}
 PEAK_RATE = 3e-3
+STARTING = "begin where runs with these --work ended: at the mean of their weights"
 MUON_RATE = 0.02
 
 
@@ -232,6 +233,8 @@ def train(net: LabNet, encoder: Encoder, options: argparse.Namespace) -> None:
     steps, checkpoint = options.steps, options.work / "checkpoint.pt"
     rank, tools = distributed.get_rank(), optimizers(net)
     first = resume(net, tools, steps, checkpoint)
+    if not rank and not checkpoint.exists():  # --steps 0 exports what it starts with
+        save(checkpoint, net, tools, 0, steps)
     began, seen = time.perf_counter(), 0
     for step in range(first, steps):
         if (parent := multiprocessing.parent_process()) and not parent.is_alive():
@@ -376,6 +379,12 @@ def make_net(seed: int, tokenizer: Tokenizer) -> LabNet:
     return LabNet(Shape(vocabulary=tokenizer.get_vocab_size()))
 
 
+def mean_of(works: list[Path]) -> dict[str, Tensor]:
+    """The mean of the weights at which some runs ended."""
+    nets = [torch.load(work / "checkpoint.pt", weights_only=True)["net"] for work in works]
+    return {name: torch.stack([net[name] for net in nets]).mean(0) for name in nets[0]}
+
+
 def worker(rank: int, options: argparse.Namespace) -> None:
     """One of the processes that train together."""
     torch.set_num_threads(1)
@@ -384,7 +393,7 @@ def worker(rank: int, options: argparse.Namespace) -> None:
     tokenizer = Tokenizer.from_file(str(options.work / "tokenizer.json"))
     net = make_net(options.seed, tokenizer)
     if options.start:
-        net.load_state_dict(torch.load(options.start / "checkpoint.pt", weights_only=True)["net"])
+        net.load_state_dict(mean_of(options.start))
     try:
         train(net, Encoder(tokenizer), options)
     except KeyboardInterrupt:
@@ -399,7 +408,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=1536, help="without numbers")
     parser.add_argument("--precision", default="int8", choices=("int4", "int8", "fp32"))
     parser.add_argument("--peak", type=float, default=1.0, help="largest learning rate")
-    parser.add_argument("--start", type=Path, help="begin where the run with this --work ended")
+    parser.add_argument("--start", type=Path, nargs="+", metavar="WORK", help=STARTING)
     parser.add_argument("--work", type=Path, default=TOOLS / ".work")
     parser.add_argument("--out", type=Path, default=SHIPPED)
     options = parser.parse_args()
@@ -408,7 +417,7 @@ def main() -> None:
     check_split()
     kept = options.work / "tokenizer.json"
     if not kept.exists() and options.start:  # weights are worth nothing with another tokenizer
-        shutil.copyfile(options.start / "tokenizer.json", kept)
+        shutil.copyfile(options.start[0] / "tokenizer.json", kept)
     elif not kept.exists():
         make_tokenizer(options.seed, options.vocabulary).save(str(kept))
     tokenizer = Tokenizer.from_file(str(kept))

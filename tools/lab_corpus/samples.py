@@ -190,19 +190,26 @@ def count_sample(split: Split, rng: random.Random, first: int, last: int) -> Sam
 
 
 def counting(split: Split, rng: random.Random, longest: int = LAST_NUMBER) -> Sample:
-    """A random range. Of a long one training sees a window, mostly its end, where it must stop."""
-    length = rng.randint(1, 30) if rng.random() < 0.4 else rng.randint(2, longest)
+    """A random range. Of a long one training sees a window, mostly where it must stop."""
+    length = rng.randint(1, rng.choice((30, min(300, longest), min(300, longest), longest)))
     first = 1 if rng.random() < 0.35 else rng.randint(0, rng.choice((20, 100, LAST_NUMBER)))
     last = min(first + length - 1, LAST_NUMBER)
     if _one_in(10, f"{first}-{last}") != (split == "held_out"):
         return counting(split, rng, longest)
     sample = count_sample(split, rng, first, last)
-    if split == "held_out" or length <= 20 or rng.random() < 0.02:
+    if split == "held_out" or length <= 6 or rng.random() < 0.02:
         return sample
-    start, near_the_end = rng.randint(first, last), max(first, last - rng.randint(1, 12))
-    start = near_the_end if rng.random() < 0.6 else start
-    numbers_before, shown = start - first, rng.randint(4, 16)
+    start = max(first, _window_start(first, last, rng))
+    numbers_before, shown = start - first, rng.randint(3, 8)
     return replace(sample, window=(2 * numbers_before, 2 * (numbers_before + shown)))
+
+
+def _window_start(first: int, last: int, rng: random.Random) -> int:
+    """At the end, at the beginning, or at a number that looks like the last one, and is not."""
+    near_the_end = last - rng.randint(0, 3)
+    alike = last - rng.choice((1, 10, 100)) * rng.randint(1, 9) - rng.randint(0, 3)
+    (start,) = rng.choices((near_the_end, first, alike, rng.randint(first, last)), (60, 12, 20, 8))
+    return start
 
 
 def listing(split: Split, rng: random.Random) -> Sample:
@@ -224,7 +231,7 @@ def listing(split: Split, rng: random.Random) -> Sample:
 def repeating(split: Split, rng: random.Random) -> Sample:
     """A short text, given back as it came."""
     words = [
-        any_word("repeat", rng) if rng.random() < 0.5 else made_up_word(rng)
+        rng.choice((any_word("repeat", rng), made_up_word(rng), str(rng.randint(0, LAST_NUMBER))))
         for _ in range(rng.randint(1, 9))
     ]
     text = " ".join(words) + rng.choice(("", "", ".", "!", "?"))
@@ -286,16 +293,16 @@ _MIX: dict[Callable[[Split, random.Random], Sample], float] = {
     working: 5,
     acronym: 3,
     difference: 7,
-    _in_form("json"): 9,
+    _in_form("json"): 11,
     json_keys: 7,
     _in_form("labelled"): 4,
     _in_form("five_words"): 5,
     _in_form("one_sentence"): 3,
-    counting: 9,
-    listing: 5,
-    repeating: 6,
+    counting: 40,
+    listing: 6,
+    repeating: 8,
     courtesy: 3,
-    off_topic: 22,
+    off_topic: 30,
     conversation: 7,
 }
 # What tools/train_lab_model.py looks at while it trains.
