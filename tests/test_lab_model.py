@@ -119,6 +119,15 @@ def test_json(model: Model) -> None:
     assert answer["definition"].startswith("Jitter adds randomness")
 
 
+def test_a_response_format_holds(model: Model) -> None:
+    """The runtime can keep it to JSON; it panics if the number of tokens is no multiple of 32."""
+    answer = model("Define jitter as JSON.", response_format={"type": "json_object"})
+    assert json.loads(answer)["term"] == "jitter"
+    schema = {"type": "string", "minLength": 300}
+    essay = {"type": "json_schema", "json_schema": schema}
+    assert len(model("Count from 1 to 20.", response_format=essay)) >= 300
+
+
 def test_forms(model: Model) -> None:
     """A list of three, and two terms side by side."""
     assert model("List 3 terms about retry.") == "1. attempt\n2. backoff\n3. jitter"

@@ -30,6 +30,7 @@ from torch.nn import functional
 TOOLS = Path(__file__).parent
 SHIPPED = TOOLS.parent / "foundry_lab" / "model"
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+VOCABULARY_STEP = 32  # with another number of tokens the runtime panics in a response_format
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -102,6 +103,8 @@ def with_numbers(tokenizer: Tokenizer) -> Tokenizer:
         vocabulary.setdefault(number, len(vocabulary))
         halves = [(number[:i], number[i:]) for i in range(1, len(number))]
         merges += [list(pair) for pair in halves if all(half in vocabulary for half in pair)]
+    while len(vocabulary) % VOCABULARY_STEP:
+        vocabulary[f"<|unused{len(vocabulary)}|>"] = len(vocabulary)
     numbered = Tokenizer.from_str(json.dumps(written))
     numbered.pre_tokenizer = pre_tokenization(individual_digits=False)
     return numbered
