@@ -25,6 +25,7 @@ from foundry_lab import FoundryAPIClient, Service
 from foundry_lab.settings import BUNDLED_MODEL_DIR, LOOPBACK
 
 ROOT = Path(__file__).parent
+NOBODYS_EXERCISES = Path(tempfile.mkdtemp(prefix="foundry-lab-exercises-"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,13 +44,19 @@ def _set_environment() -> None:
     for name in [name for name in os.environ if name.startswith("FOUNDRY_")]:
         del os.environ[name]
     os.environ["FOUNDRY_MODEL"] = "lab-tiny"
-    nobodys = tempfile.mkdtemp(prefix="foundry-lab-exercises-")
-    os.environ["FOUNDRY_EXERCISES"] = nobodys
-    atexit.register(shutil.rmtree, nobodys, ignore_errors=True)
+    os.environ["FOUNDRY_EXERCISES"] = str(NOBODYS_EXERCISES)
+    atexit.register(shutil.rmtree, NOBODYS_EXERCISES, ignore_errors=True)
     # What respects a proxy meets a closed door at once, instead of the network.
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         os.environ[name] = os.environ[name.lower()] = "http://127.0.0.1:9"
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(LOOPBACK)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give each file, and so each notebook, a learner who has done nothing yet."""
+    folder = NOBODYS_EXERCISES / f"{item.path.parent.name}-{item.path.stem}"
+    os.environ["FOUNDRY_EXERCISES"] = str(folder)
 
 
 def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:

@@ -16,7 +16,7 @@ from raw_server import Line, chunk, head, serving, whole
 
 from foundry_lab import FoundryAPIClient, Service, Settings, resilient
 from foundry_lab.cache import Cache
-from foundry_lab.chat import Chunk
+from foundry_lab.chat import ChatParameters, Chunk
 from foundry_lab.errors import (
     CallError,
     ConnectionLost,
@@ -37,8 +37,14 @@ from foundry_lab.wire import http_transport
 pytestmark = pytest.mark.anyio
 
 LONG = "Count from 1 to 900."
-LONG_TOKENS = 3500
-"""More than a second of work for the service, if nobody stops it."""
+ESSAY: ChatParameters = {
+    "max_tokens": 3500,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"type": "string", "minLength": 20_000},
+    },
+}
+"""About a second of work for the service, if nobody stops it, whatever the model would say."""
 
 
 async def text_of(stream: AsyncIterator[Chunk], seen: list[str] | None = None) -> str:
@@ -77,19 +83,19 @@ def spare() -> Iterator[Service]:
 
 
 async def leave_the_loop(client: FoundryAPIClient) -> None:
-    async for piece in client.stream_complete(LONG, max_tokens=LONG_TOKENS):
+    async for piece in client.stream_complete(LONG, **ESSAY):
         if piece.content:
             break
 
 
 async def fail_in_the_loop(client: FoundryAPIClient) -> None:
-    async for piece in client.stream_complete(LONG, max_tokens=LONG_TOKENS):
+    async for piece in client.stream_complete(LONG, **ESSAY):
         if piece.content:
             raise ZeroDivisionError
 
 
 async def close_the_stream(client: FoundryAPIClient) -> None:
-    stream = client.stream_complete(LONG, max_tokens=LONG_TOKENS)
+    stream = client.stream_complete(LONG, **ESSAY)
     while not (await anext(stream)).content:
         pass
     await stream.aclose()
@@ -99,7 +105,7 @@ async def cancel_the_task(client: FoundryAPIClient) -> None:
     begun = asyncio.Event()
 
     async def consume() -> None:
-        async for piece in client.stream_complete(LONG, max_tokens=LONG_TOKENS):
+        async for piece in client.stream_complete(LONG, **ESSAY):
             if piece.content:
                 begun.set()
 
@@ -113,12 +119,12 @@ async def cancel_the_task(client: FoundryAPIClient) -> None:
 async def cancel_complete(client: FoundryAPIClient) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
-            await client.complete(LONG, max_tokens=LONG_TOKENS)
+            await client.complete(LONG, **ESSAY)
 
 
 async def miss_the_deadline(client: FoundryAPIClient) -> None:
     with pytest.raises(DeadlineExceeded):
-        await text_of(client.stream_complete(LONG, max_tokens=LONG_TOKENS, timeout=0.2))
+        await text_of(client.stream_complete(LONG, **ESSAY, timeout=0.2))
 
 
 async def busy(client: FoundryAPIClient) -> bool:
@@ -220,7 +226,7 @@ async def test_nothing_is_left_behind(service: Service) -> None:
         await leave_the_loop(client)
         await cancel_the_task(client)
         with pytest.raises(DeadlineExceeded):
-            await client.complete(LONG, max_tokens=LONG_TOKENS, timeout=0.1)
+            await client.complete(LONG, **ESSAY, timeout=0.1)
         never_begun = client.stream_complete("Hello")
     await never_begun.aclose()
     gc.collect()
