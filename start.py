@@ -43,6 +43,8 @@ PYTHON = str(BIN / ("python.exe" if os.name == "nt" else "python"))
 STAMP = VENV / "installed.txt"  # written last: without it the installation did not finish
 PIP_LOG = VENV / "pip.log"
 DISK_GB = 1.5  # .venv takes 0.7, pip's downloads the rest
+# All the tests: whole files, as the cells of a notebook have an order; many only wait.
+SIDE_BY_SIDE = ["-n", "3", "--dist", "loadfile"]
 PATIENCE_S = 5  # for a program that is to end
 
 # Where foundry-local-sdk and its runtime have wheels, and the oldest system that these run on.
@@ -288,7 +290,8 @@ def obey(arguments: list[str]) -> int:
         return doctor()
     if arguments[:1] == ["test"]:
         set_up()
-        return run(PYTHON, "-m", "pytest", *arguments[1:], FOUNDRY_MODEL="lab-tiny")
+        options = arguments[1:] or SIDE_BY_SIDE
+        return run(PYTHON, "-m", "pytest", *options, FOUNDRY_MODEL="lab-tiny")
     if arguments in ([], ["--no-browser"]):
         set_up()
         run(PYTHON, "-m", "foundry_lab", "exercises")  # copies to work in, where they are missing

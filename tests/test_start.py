@@ -275,7 +275,7 @@ def test_pip_runs_only_when_something_changed(project: Path) -> None:
     """With the stamp in place pip is not called; one more requirement, and it is."""
     replace_pip(project, "raise SystemExit('pip was called')")
     code, output = run(project, "test")
-    assert (code, output) == (3, "lab-tiny []")
+    assert (code, output) == (3, f"lab-tiny {start.SIDE_BY_SIDE}")
 
     (project / "requirements.txt").write_text("httpx\n")
     code, output = run(project, "test")
