@@ -28,7 +28,7 @@ WINDOW = BreakerPolicy().window
 
 def rows(quick: bool) -> Iterator[Row]:
     """Compare in megabytes; one batch is a round."""
-    prompts, rounds = (200, 2) if quick else (100_000, 3)
+    prompts, rounds = (200, 2) if quick else (100_000, 2)
     with Service(Settings(model=BUNDLED_MODEL)) as service:
         model, packets = service.model_id, events(record(service, QUESTION, 8))
     stub = _stub(model, packets)
