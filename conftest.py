@@ -44,7 +44,6 @@ def _set_environment() -> None:
     for name in [name for name in os.environ if name.startswith("FOUNDRY_")]:
         del os.environ[name]
     os.environ["FOUNDRY_MODEL"] = "lab-tiny"
-    os.environ["FOUNDRY_EXERCISES"] = str(NOBODYS_EXERCISES)
     atexit.register(shutil.rmtree, NOBODYS_EXERCISES, ignore_errors=True)
     # What respects a proxy meets a closed door at once, instead of the network.
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):

@@ -23,14 +23,9 @@ from typing import Any
 
 import nbformat
 
+from foundry_lab.checks.sheets import BLOCK, LINE
+
 EXERCISES = Path(__file__).parent.parent / "exercises"
-BLOCK = re.compile(
-    r"(?P<depth>^ *)# BEGIN SOLUTION\n.*?"
-    r"(?:^ *# BEGIN STUB\n(?P<stub>(?:^ *#.*\n)*?))?"
-    r"^ *# END SOLUTION$",
-    re.MULTILINE | re.DOTALL,
-)
-LINE = re.compile(r"^(?P<target>[^=\n]+=).*  # SOLUTION$", re.MULTILINE)
 
 
 def main() -> int:

@@ -12,11 +12,22 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from typing import Any, TextIO
 
 from foundry_lab.service import Service
 
-__all__ = ["Wrong", "attempt", "expect", "run_bounded", "service", "show", "value_of"]
+__all__ = [
+    "Wrong",
+    "attempt",
+    "expect",
+    "expect_written",
+    "is_number",
+    "run_bounded",
+    "service",
+    "show",
+    "value_of",
+]
 
 CALL_SECONDS = 5.0
 """How long one call of a learner's function may take, if the grader says nothing else."""
@@ -24,6 +35,7 @@ OWN_SECONDS = 60.0
 """How long the graders' own code may take between two calls, the start of a service included."""
 GRACE = 2.0
 """Seconds for code that was told to stop."""
+WRITE_IT = "the cell above: write it there, run it, and then run the check again"
 MOST_PRINTED = 2_000
 """Characters of a learner's own output that are kept."""
 
@@ -63,6 +75,22 @@ def expect(condition: object, *, tried: str, expected: str, happened: str, look:
     """Raise `Wrong` with these sentences unless the condition holds."""
     if not condition:
         raise Wrong(tried=tried, expected=expected, happened=happened, look=look)
+
+
+def expect_written(answer: object, *, tried: str, expected: str) -> None:
+    """Raise `Wrong` if the stub's ``...`` still stands there."""
+    expect(
+        answer is not ... and answer is not None,
+        tried=tried,
+        expected=expected,
+        happened="there is nothing to check yet",
+        look=WRITE_IT,
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number of whatever kind; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -113,7 +141,7 @@ def attempt(
             tried=tried,
             expected="your own code in place of `raise NotImplementedError`",
             happened="there is nothing to try yet",
-            look="the cell above: write it there, run it, and then run the check again",
+            look=WRITE_IT,
         ) from None
     except BaseException as error:  # noqa: BLE001 - an exit or a cancellation, too, came of it
         return Outcome(error=error)

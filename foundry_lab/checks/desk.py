@@ -5,7 +5,7 @@ from importlib import import_module
 from textwrap import fill
 from typing import Any
 
-from foundry_lab.checks.bench import Wrong, run_bounded
+from foundry_lab.checks.bench import Wrong, expect_written, run_bounded
 from foundry_lab.checks.record import Record
 from foundry_lab.checks.sheets import Exercise, exercise, exercises
 from foundry_lab.lesson import WIDTH
@@ -24,7 +24,7 @@ def check(name: str, answer: Any) -> None:
         InvalidRequest: There is no such exercise.
     """
     one = exercise(name)
-    wrong, printed = grade(name, answer)
+    wrong, printed = _tried(one, answer)
     record = Record.change(lambda record: _note(record, name, wrong))
     if wrong is None:
         print(f"{name} ✓ {one.title}: passed")
@@ -33,12 +33,9 @@ def check(name: str, answer: Any) -> None:
         print(f"{name} ✗ {one.title}: not yet")
         for label, text in wrong.lines.items():
             _say(f"{label}:", text)
-        left = len(one.hints) + 1 - record.hints.get(name, 0)
-        print(
-            f'hint("{name}") shows hint {len(one.hints) + 2 - left} of {len(one.hints) + 1}'
-            if left
-            else f'hint("{name}") shows the hints again'
-        )
+        count, shown = len(one.hints) + 1, record.hints.get(name, 0)
+        following = f"hint {shown + 1} of {count}" if shown < count else "the hints again"
+        print(f'hint("{name}") shows {following}')
     if printed.strip():
         _say("Printed:", " ".join(printed.split())[:300])
 
@@ -49,21 +46,18 @@ def grade(name: str, answer: Any) -> tuple[Wrong | None, str]:
     Raises:
         InvalidRequest: There is no such exercise.
     """
-    exercise(name)
+    return _tried(exercise(name), answer)
+
+
+def _tried(one: Exercise, answer: Any) -> tuple[Wrong | None, str]:
     graders: dict[str, Callable[[Any], None]] = import_module(
-        f"foundry_lab.checks.lesson_{name[:2]}"
+        f"foundry_lab.checks.lesson_{one.name[:2]}"
     ).GRADERS
-    return run_bounded(lambda: _graded(graders[name], answer))
+    return run_bounded(lambda: _graded(graders[one.name], answer))
 
 
 def _graded(grader: Callable[[Any], None], answer: Any) -> None:
-    if answer is ... or answer is None:
-        raise Wrong(
-            tried="look at your answer",
-            expected="your own in place of `...`",
-            happened="there is nothing to check yet",
-            look="the cell above: write it there, run it, and then run the check again",
-        )
+    expect_written(answer, tried="look at your answer", expected="your own in place of `...`")
     grader(answer)
 
 

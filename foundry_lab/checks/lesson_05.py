@@ -6,13 +6,12 @@ import random
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from numbers import Real
 from typing import Any
 
 import httpx
 
 from foundry_lab.breaker import Breaker, BreakerPolicy
-from foundry_lab.checks.bench import Wrong, expect, value_of
+from foundry_lab.checks.bench import Wrong, expect, is_number, value_of
 
 __all__ = ["GRADERS"]
 
@@ -40,9 +39,8 @@ def window(kind: Callable[..., Any]) -> None:
             f"neutral, · none): {drawn}; the ratio at {asked:g} s"
         )
         got = value_of(_ratio, kind, least, calls, every, asked, tried=tried)
-        number = isinstance(got, Real) and not isinstance(got, bool)
         expect(
-            got is None if ratio is None else number and abs(got - ratio) < 1e-9,
+            got is None if ratio is None else is_number(got) and abs(got - ratio) < 1e-9,
             tried=tried,
             expected="None" if ratio is None else f"{ratio:g}",
             happened=f"it gave {got!r}",

@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from foundry_lab.checks.bench import Outcome, attempt, expect, value_of
+from foundry_lab.checks.bench import Outcome, attempt, expect, expect_written, is_number, value_of
 from foundry_lab.clock import VirtualClock
 from foundry_lab.latency import closed_loop, open_loop
 
@@ -28,25 +27,17 @@ def _numbers(given: Any, names: Sequence[str]) -> dict[str, float]:
         look="the stub of the answer: it has every name",
     )
     for name in names:
-        expect(
-            given[name] is not ... and given[name] is not None,
-            tried=f"look at {name}",
-            expected="your own number in place of `...`",
-            happened="there is nothing to check yet",
-            look="the cell above: write it there, run it, and then run the check again",
+        expect_written(
+            given[name], tried=f"look at {name}", expected="your own number in place of `...`"
         )
         expect(
-            _is_number(given[name]),
+            is_number(given[name]),
             tried=f"look at {name}",
             expected="a number, without its unit",
             happened=f"it is {given[name]!r}",
             look="what the task asks for at that name",
         )
     return {name: float(given[name]) for name in names}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def readings(given: Any) -> None:
@@ -126,7 +117,7 @@ def percentile(function: Callable[..., Any]) -> None:
         given = sample.durations.copy()
         got = value_of(function, given, sample.q, tried=tried)
         expect(
-            _is_number(got) and (got == sample.value or abs(got - sample.value) < 1e-6),
+            is_number(got) and (got == sample.value or abs(got - sample.value) < 1e-6),
             tried=tried,
             expected="the duration of a failed call, which is math.inf"
             if sample.value == math.inf
@@ -243,8 +234,8 @@ def report(function: Callable[..., Any]) -> None:
             look="the names in the task",
         )
         for name, value in wanted.items():
-            same = _is_number(got[name]) and value is not None and abs(got[name] - value) < 1e-6
-            shown = f"{got[name]:.6g}" if _is_number(got[name]) else repr(got[name])
+            same = is_number(got[name]) and value is not None and abs(got[name] - value) < 1e-6
+            shown = f"{got[name]:.6g}" if is_number(got[name]) else repr(got[name])
             expect(
                 same or (value is None and got[name] is None),
                 tried=told,
@@ -284,7 +275,7 @@ def honest(function: Callable[..., Any]) -> None:
             lambda log, interval: _listed(function(log, interval)), log, interval, tried=tried
         )
         expect(
-            isinstance(got, list) and all(map(_is_number, got)),
+            isinstance(got, list) and all(map(is_number, got)),
             tried=tried,
             expected="a list of ms",
             happened=f"it gave {got!r}"[:100],

@@ -11,7 +11,7 @@ import httpx
 
 from foundry_lab import FoundryAPIClient, Settings
 from foundry_lab.breaker import BreakerTransport
-from foundry_lab.checks.bench import expect, service, show, value_of
+from foundry_lab.checks.bench import Wrong, expect, service, show, value_of
 from foundry_lab.checks.examination import (
     DEADLINE,
     MAX_TOKENS,
@@ -412,8 +412,7 @@ def _expect_passed(result: Result) -> None:
     )
     if result.grave:
         worst = result.grave[0]
-        expect(
-            False,
+        raise Wrong(
             tried=tried,
             expected=f"the whole text or an exception, within {DEADLINE:g} s, whatever happens",
             happened=f"{worst.row.what}, {worst.plan}: {worst.lost}; {result}",

@@ -18,16 +18,35 @@ from typing import Any
 
 from foundry_lab.errors import InvalidRequest
 
-__all__ = ["Exercise", "copy_sheets", "exercise", "exercises", "mine", "reset", "write_whole"]
+__all__ = [
+    "BLOCK",
+    "LINE",
+    "Exercise",
+    "copy_sheets",
+    "exercise",
+    "exercises",
+    "mine",
+    "reset",
+    "write_whole",
+]
 
 SHEETS = Path(__file__).parents[2] / "exercises"
-NAME = re.compile(r"\d\d-\d")
 HEADER = re.compile(
     r"## (?P<name>\d\d-\d) · (?P<title>.+)\n\n"
     r"\| Difficulty \| Importance \| Minutes \|\n\|[-:|]+\|\n"
     r"\| (?P<difficulty>[●○]{3}) \| (?P<importance>[●○]{3}) \| (?P<minutes>\d+) \|"
 )
 HINT = re.compile(r"^- \*(?P<symptom>.+?)\* (?P<text>.+?)(?=\n- \*|\Z)", re.MULTILINE | re.DOTALL)
+
+BLOCK = re.compile(
+    r"(?P<depth>^ *)# BEGIN SOLUTION\n(?P<solution>.*?)"
+    r"(?:^ *# BEGIN STUB\n(?P<stub>(?:^ *#.*\n)*?))?"
+    r"^ *# END SOLUTION$",
+    re.MULTILINE | re.DOTALL,
+)
+"""What stands in a master between the marks of a solution; ``tools/make_exercises.py`` says how."""
+LINE = re.compile(r"^(?P<target>[^=\n]+=)(?P<value>.*)  # SOLUTION$", re.MULTILINE)
+"""A line of a master that is a solution."""
 
 
 def mine() -> Path:
@@ -61,11 +80,13 @@ class Exercise:
     def solution(self) -> str:
         """The code of the master."""
         cells = [c for c in _master(self.sheet) if c["id"].startswith(f"ex-{self.name}-answer")]
-        marks = re.compile(
-            r"^ *# (BEGIN|END) SOLUTION\n|^ *# BEGIN STUB\n(.*\n)*?(?= *# END)|  # SOLUTION$",
-            re.MULTILINE,
-        )
-        return "\n\n".join(marks.sub("", _source(cell) + "\n").strip() for cell in cells)
+        return "\n\n".join(_solved(_source(cell)).strip() for cell in cells)
+
+
+def _solved(source: str) -> str:
+    """A master's code without the marks."""
+    source = BLOCK.sub(lambda block: block["solution"].removesuffix("\n"), source)
+    return LINE.sub(r"\g<target>\g<value>", source)
 
 
 def exercises() -> list[Exercise]:

@@ -13,6 +13,7 @@ from foundry_lab.health import HealthMonitor
 from foundry_lab.metrics import Metrics
 from foundry_lab.retry import RetryBudget
 from foundry_lab.stats import requests_needed
+from foundry_lab.widgets.parts import button
 
 __all__ = ["Dashboard"]
 
@@ -39,8 +40,7 @@ class Dashboard:
         self.metrics = metrics
         self.monitor = monitor
         self.budget = budget or RetryBudget()
-        self.refresh = ipywidgets.Button(description="Update")
-        self.refresh.on_click(lambda _: self.update())
+        self.refresh = button("Update", self.update)
         self.view = ipywidgets.HTML()
         """What `text` said at the last update."""
         self.panel = ipywidgets.VBox([self.view, self.refresh])

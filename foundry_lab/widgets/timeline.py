@@ -16,7 +16,7 @@ import ipywidgets
 from foundry_lab.client import FoundryAPIClient
 from foundry_lab.errors import FoundryLabError
 from foundry_lab.plots import Plot, token_timeline
-from foundry_lab.widgets.parts import WIDE, picture
+from foundry_lab.widgets.parts import WIDE, button, picture
 
 __all__ = ["TimelinePanel"]
 
@@ -39,8 +39,8 @@ class TimelinePanel:
         self.client = client
         self.prompt = ipywidgets.Text(prompt, description="prompt", layout=WIDE)
         self.max_tokens = ipywidgets.IntSlider(60, 1, 1500, description="max_tokens", layout=WIDE)
-        self.start = ipywidgets.Button(description="Run")
-        self.stop = ipywidgets.Button(description="Stop")
+        self.start = button("Run", self._start)
+        self.stop = button("Stop", lambda: self.task and self.task.cancel())
         self.view = ipywidgets.HTML()
         """The summary, the text and the figure."""
         self.task: asyncio.Task[None] | None = None
@@ -53,8 +53,6 @@ class TimelinePanel:
         self.plot: Plot | None = None
         """The timeline; None until two pieces have come."""
         self._state = "not run yet"
-        self.start.on_click(self._clicked)
-        self.stop.on_click(lambda _: self.task and self.task.cancel())
         buttons = ipywidgets.HBox([self.start, self.stop])
         self.panel = ipywidgets.VBox([self.prompt, self.max_tokens, buttons, self.view])
         self._show()
@@ -109,7 +107,7 @@ class TimelinePanel:
         middle = statistics.median(gaps)
         return f", then gaps of {middle:.1f} ms in the median, {max(gaps):.1f} ms at most"
 
-    def _clicked(self, _: object) -> None:
+    def _start(self) -> None:
         # Not disabled meanwhile: a button that is loses the keyboard's focus.
         if self.task is None or self.task.done():
             self.task = asyncio.ensure_future(self.run())
