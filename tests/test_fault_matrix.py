@@ -348,7 +348,7 @@ class Bench:
 
 
 class Pulse:
-    """One short call after the other, straight to the service: how quick it is for others."""
+    """Short calls, straight to the service: how quick it is for others, from when each was due."""
 
     def __init__(self, service: Service) -> None:
         self._client = FoundryAPIClient(service)
@@ -359,10 +359,10 @@ class Pulse:
         """Go on until cancelled."""
         async with self._client:
             while True:
-                self._began = time.monotonic()
+                self._began = time.monotonic() + PATIENCE / 6  # when the next is due: a machine
+                await asyncio.sleep(PATIENCE / 6)  # that stands still stands still in a sleep, too
                 await self._client.complete(PROMPT, max_tokens=1)
                 self._beats.append((time.monotonic(), time.monotonic() - self._began))
-                await asyncio.sleep(PATIENCE / 6)
 
     def slowest(self, since: float) -> float:
         """Say how many seconds the slowest call took that ended since then, or goes on."""
