@@ -50,7 +50,7 @@ async def batch(
     complete: Callable[..., Awaitable[Completion]],
     prompts: Iterable[Prompt],
     *,
-    concurrency: int = 2,
+    concurrency: int = 4,
     journal: Path | None = None,
     progress: bool = True,
 ) -> AsyncGenerator[BatchResult]:
@@ -74,43 +74,47 @@ async def batch(
         raise InvalidRequest(f"concurrency is {concurrency}.", fix="Pass 1 or more.")
     total = len(prompts) if isinstance(prompts, Sized) else None
     with _opened(journal) as kept, tqdm(total=total, unit="prompt", disable=not progress) as bar:
-        waiting = enumerate(prompts)
-        tasks = set[asyncio.Task[BatchResult]]()
+        waiting, room = enumerate(prompts), asyncio.Semaphore(2 * concurrency)
+        done = asyncio.Queue[BatchResult | asyncio.Task[None]]()
+        workers = {
+            asyncio.create_task(_work(waiting, room, complete, kept, done))
+            for _ in range(concurrency)
+        }
+        for worker in workers:
+            worker.add_done_callback(done.put_nowait)
         try:
-            while True:
-                results = list(_start(tasks, waiting, concurrency, complete, kept))
-                if tasks and not results:
-                    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    tasks -= done
-                    results = [task.result() for task in done]
-                    kept.keep(results)
-                if not (tasks or results):
-                    return
-                for result in results:
-                    bar.update()
-                    yield result
+            while workers:
+                result = await done.get()
+                if isinstance(result, asyncio.Task):
+                    workers.remove(result)
+                    await result  # raises what went wrong in it
+                    continue
+                bar.update()
+                yield result
+                room.release()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
 
-def _start(
-    tasks: set[asyncio.Task[BatchResult]],
+async def _work(
     waiting: Iterator[tuple[int, Prompt]],
-    concurrency: int,
+    room: asyncio.Semaphore,
     complete: Callable[..., Awaitable[Completion]],
     kept: "_Journal",
-) -> Iterator[BatchResult]:
-    """Start as many tasks as there is room for; stop at a result the journal has already."""
-    while len(tasks) < concurrency:
+    done: asyncio.Queue[Any],
+) -> None:
+    """Answer prompts, one after the other, until none is left; wait while too few are fetched."""
+    while await room.acquire():
         index, prompt = next(waiting, (-1, ""))
         if index < 0:
             return
-        if known := kept.find(index, prompt):
-            yield known
-            return
-        tasks.add(asyncio.create_task(_ask(complete, index, prompt)))
+        result = kept.find(index, prompt)
+        if result is None:
+            result = await _ask(complete, index, prompt)
+            kept.keep(result)
+        done.put_nowait(result)
 
 
 async def _ask(
@@ -150,19 +154,17 @@ class _Journal:
         completion = Completion.model_validate(line["completion"])
         return BatchResult(index, prompt, completion, resumed=True)
 
-    def keep(self, results: list[BatchResult]) -> None:
-        """Write the answers down before anybody sees them; an error is asked again next time."""
-        if self._file is None:
+    def keep(self, result: BatchResult) -> None:
+        """Write an answer down before anybody sees it; an error is asked again next time."""
+        if self._file is None or result.completion is None:
             return
+        line = {
+            "index": result.index,
+            "prompt": _digest(result.prompt),
+            "completion": result.completion.model_dump(),
+        }
         self._file.seek(0, 2)
-        for result in results:
-            if result.completion:
-                line = {
-                    "index": result.index,
-                    "prompt": _digest(result.prompt),
-                    "completion": result.completion.model_dump(),
-                }
-                self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 
     def _read(self, file: BinaryIO) -> None:

@@ -250,7 +250,7 @@ class FoundryAPIClient:
         self,
         prompts: Iterable[Prompt],
         *,
-        concurrency: int = 2,
+        concurrency: int = 4,
         journal: Path | None = None,
         progress: bool = True,
     ) -> AsyncGenerator[BatchResult]:

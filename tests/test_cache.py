@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from essay import ESSAY
 
 from foundry_lab import FoundryAPIClient, Service
 from foundry_lab.cache import Cache, cache_key
@@ -172,10 +173,9 @@ async def test_the_client_asks_the_real_service_once(service: Service) -> None:
 async def test_who_waits_for_anothers_call_keeps_the_own_deadline(service: Service) -> None:
     """A short deadline ends the waiting; the call goes on for the one who has time."""
     async with FoundryAPIClient(service, cache=Cache()) as client:
-        question = {"prompt": "Count from 1 to 300.", "max_tokens": 1500}
         await client.complete("Hello", max_tokens=1)
-        patient = asyncio.create_task(client.complete(**question, timeout=20))  # type: ignore[arg-type]
+        patient = asyncio.create_task(client.complete("Hello", **ESSAY, timeout=20))
         await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded):
-            await client.complete(**question, timeout=0.02)  # type: ignore[arg-type]
+            await client.complete("Hello", **ESSAY, timeout=0.02)
         assert (await patient).content

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from essay import ESSAY
 
 from foundry_lab import FoundryAPIClient, Service, Settings
 from foundry_lab.answers import MAX_BODY
@@ -156,7 +157,7 @@ async def test_the_deadline_bounds_the_call_and_frees_the_model(own_service: Ser
     async with FoundryAPIClient(own_service) as client:
         await client.complete("What is jitter?", max_tokens=1)
         with pytest.raises(DeadlineExceeded, match=r"0\.1 s"):
-            await client.complete("Count from 1 to 900.", max_tokens=3500, timeout=0.1)
+            await client.complete("Hello", **ESSAY, timeout=0.1)
         async with asyncio.timeout(0.5):
             await unload_when_free(client)
 
@@ -172,7 +173,7 @@ async def unload_when_free(client: FoundryAPIClient) -> None:
 async def test_a_busy_model_says_so(own_service: Service) -> None:
     """While a stream runs the model is not unloaded; when it was left, it is."""
     async with FoundryAPIClient(own_service) as client:
-        async for chunk in client.stream_complete("Count from 1 to 900.", max_tokens=3500):
+        async for chunk in client.stream_complete("Hello", **ESSAY):
             if chunk.content:
                 with pytest.raises(ModelBusy, match="Wait for the running generation"):
                     await client.unload("lab-tiny")
@@ -181,16 +182,21 @@ async def test_a_busy_model_says_so(own_service: Service) -> None:
             await unload_when_free(client)
 
 
-async def test_unloading_can_wait_for_a_generation(own_service: Service) -> None:
-    """With wait it comes after the answer; with too little time it says busy."""
+async def test_unloading_can_wait_for_a_generation(
+    own_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With wait it comes after the answer; with too little time to ask again it says busy."""
+    monkeypatch.setattr("foundry_lab.client.BUSY_PAUSE", 0.6)
     async with FoundryAPIClient(own_service) as client:
-        await client.complete("Hello", max_tokens=1)
-        answer = asyncio.create_task(client.complete("Count from 1 to 300.", max_tokens=1500))
-        await asyncio.sleep(0.05)
+        answer = client.stream_complete("Hello", **ESSAY)
+        text = (await anext(answer)).content
         with pytest.raises(ModelBusy):
-            await client.unload("lab-tiny", wait=True, timeout=0.05)
-        assert not (await client.unload("lab-tiny", wait=True)).loaded
-        assert (await answer).content
+            await client.unload("lab-tiny", wait=True, timeout=0.5)
+        unloading = asyncio.create_task(client.unload("lab-tiny", wait=True))
+        async for chunk in answer:
+            text += chunk.content
+        assert len(text) > 1000
+        assert not (await unloading).loaded
 
 
 async def test_a_model_is_found_and_warmed_up(own_service: Service) -> None:

@@ -12,11 +12,12 @@ import httpx
 import openai
 import psutil
 import pytest
+from essay import ESSAY
 from raw_server import Line, chunk, head, serving, whole
 
 from foundry_lab import FoundryAPIClient, Service, Settings, resilient
 from foundry_lab.cache import Cache
-from foundry_lab.chat import ChatParameters, Chunk
+from foundry_lab.chat import Chunk
 from foundry_lab.errors import (
     CallError,
     ConnectionLost,
@@ -37,14 +38,6 @@ from foundry_lab.wire import http_transport
 pytestmark = pytest.mark.anyio
 
 LONG = "Count from 1 to 900."
-ESSAY: ChatParameters = {
-    "max_tokens": 3500,
-    "response_format": {
-        "type": "json_schema",
-        "json_schema": {"type": "string", "minLength": 20_000},
-    },
-}
-"""About a second of work for the service, if nobody stops it, whatever the model would say."""
 
 
 async def text_of(stream: AsyncIterator[Chunk], seen: list[str] | None = None) -> str:

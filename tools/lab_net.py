@@ -57,8 +57,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if length > LONG:
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    weights = scores.masked_fill(future, -torch.inf).float().softmax(-1)
+    future = torch.full((length, length), -torch.inf).triu(1)  # 32 bits wide, and so the softmax
+    weights = (scores + future).softmax(-1)
     return weights.to(value.dtype) @ value
 
 

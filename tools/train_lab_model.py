@@ -10,6 +10,7 @@ goes on from the last checkpoint (tools/.work). Then measure it with tools/repor
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -38,10 +39,12 @@ CHAT_TEMPLATE = (
 )
 IGNORED = -100  # a target without loss
 SAMPLES_PER_STEP = 192
-ROWS_PER_PASS = 32
+ROWS_PER_PASS = 12  # with more, the short ones are padded to much longer neighbours
+LENGTH_STEP = 8
 WORKERS = 2  # processes with one thread each: faster than one process with two threads
 RISE = 60  # steps in which the learning rate comes; it goes over the second half of the run
-EXAMINED_EVERY = 200  # steps
+EXAMINED_EVERY = 300  # steps
+COUNTING_FIRST = 0.22  # of the run: where to stop is found late, or never, among other things
 # How often only the beginning of an answer is learnt, where it is not three times in five.
 SHORTENED = {
     "off-topic": 0.9,
@@ -150,8 +153,11 @@ class Encoder:
 
 
 def batch(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of about one length, padded at the end (causal attention never looks there)."""
-    longest = max(len(row.tokens) for row in rows)
+    """Rows of about one length, padded at the end (causal attention never looks there).
+
+    Few lengths, as PyTorch prepares anew for each shape that it has not met.
+    """
+    longest = LENGTH_STEP * math.ceil(max(len(row.tokens) for row in rows) / LENGTH_STEP)
 
     def pad(values: list[int], filler: int) -> list[int]:
         return values + [filler] * (longest - len(values))
@@ -166,22 +172,20 @@ def batch(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
 # --- training -------------------------------------------------------------------------------
 
 
-def step_rows(step: int, rank: int, seed: int, encoder: Encoder) -> list[Row]:
+def step_rows(step: int, rank: int, options: argparse.Namespace, encoder: Encoder) -> list[Row]:
     """One worker's rows of one step; `rank`, seed and step make them, so a resume is exact."""
-    rng = random.Random(f"{seed}:{step}:{rank}")  # noqa: S311 - repeatable, not secret
-    each = SAMPLES_PER_STEP // WORKERS
-    rows = [encoder.row(training_sample(rng), rng) for _ in range(each)]
+    rng = random.Random(f"{options.seed}:{step}:{rank}")  # noqa: S311 - repeatable, not secret
+    each, counting = SAMPLES_PER_STEP // WORKERS, step < COUNTING_FIRST * options.steps
+    rows = [encoder.row(training_sample(rng, counting), rng) for _ in range(each)]
     return sorted(rows, key=lambda row: len(row.tokens))
 
 
-def passes(rows: list[Row], most_tokens: int = 8192) -> list[list[Row]]:
-    """Neighbours in length go through the network together."""
+def passes(rows: list[Row]) -> list[list[Row]]:
+    """Neighbours in length go through the network together; the longest ones are few."""
     groups: list[list[Row]] = [[]]
     for row in rows:
-        if groups[-1] and (
-            len(groups[-1]) == ROWS_PER_PASS
-            or (len(groups[-1]) + 1) * len(row.tokens) > most_tokens
-        ):
+        full = len(groups[-1]) == ROWS_PER_PASS
+        if groups[-1] and (full or len(row.tokens) > 1.4 * len(groups[-1][0].tokens)):
             groups.append([])
         groups[-1].append(row)
     return groups
@@ -244,7 +248,7 @@ def train(net: LabNet, encoder: Encoder, options: argparse.Namespace) -> None:
             sys.exit("The program that started this worker is gone.")
         for tool, peak in zip(tools, (MUON_RATE, PEAK_RATE), strict=True):
             tool.param_groups[0]["lr"] = peak * rate(step, options)
-        rows = step_rows(step, rank, options.seed, encoder)
+        rows = step_rows(step, rank, options, encoder)
         n = torch.tensor(float(sum(t != IGNORED for row in rows for t in row.targets)))
         total = torch.zeros(())
         for group in passes(rows):
@@ -407,7 +411,7 @@ def main() -> None:
     """Read the options, train, export."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3300)
     parser.add_argument("--vocabulary", type=int, default=1536, help="without numbers")
     parser.add_argument("--precision", default="int8", choices=("int4", "int8", "fp32"))
     parser.add_argument("--peak", type=float, default=1.0, help="largest learning rate")

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
-from typing import Any, TextIO
+from typing import Any, TypeGuard, TextIO
 
 from foundry_lab.service import Service
 
@@ -88,7 +88,7 @@ def expect_written(answer: object, *, tried: str, expected: str) -> None:
     )
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a number of whatever kind; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 import foundry_lab as lab
-from foundry_lab.checks.bench import Wrong, attempt, expect, service, value_of
+from foundry_lab.checks.bench import Wrong, attempt, expect, is_number, service, value_of
 from foundry_lab.faults import BrokenJson, CutBody, ErrorEvent, Fault, Pace, Script, Status
 
 __all__ = ["GRADERS"]
@@ -399,14 +399,13 @@ def _speeds(packets: list[tuple[float, bytes]], told: Any) -> Iterator[tuple[flo
 
 
 def _same(one: Any, other: float | None) -> bool:
-    if other is None or not isinstance(one, (int, float)):
+    if other is None or not is_number(one):
         return one is other
     return abs(one - other) <= 1e-6 * max(1.0, abs(other))
 
 
 def _number(value: Any, unit: str) -> str:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"{value:.4g} {unit}" if is_number else repr(value)
+    return f"{value:.4g} {unit}" if is_number(value) else repr(value)
 
 
 # 03-5

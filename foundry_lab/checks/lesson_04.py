@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 import foundry_lab as lab
-from foundry_lab.checks.bench import expect, service, value_of
+from foundry_lab.checks.bench import expect, is_number, service, value_of
 from foundry_lab.errors import InvalidRequest
 from foundry_lab.faults import Always, Reset, Script, Status
 
@@ -126,7 +126,7 @@ def once_more(next_wait: Callable[..., Any]) -> None:
         tried = f"{case.told}; backoff {BACKOFF} s, {case.left:g} s left"
         arguments = case.failure, case.shown, BACKOFF, case.left, NOON
         told = value_of(next_wait, *arguments, tried=tried)
-        number = isinstance(told, (int, float)) and not isinstance(told, bool)
+        number = is_number(told)
         expect(
             told is case.wait or (number and case.wait and abs(told - case.wait) < 1e-6),
             tried=tried,
@@ -337,7 +337,7 @@ def herd(
 
 
 def _checked(wait: Any, requests: int) -> float:
-    if not isinstance(wait, (int, float)) or not wait >= 0:
+    if not is_number(wait) or not wait >= 0:
         raise InvalidRequest(f"{wait!r} is no wait.", fix="Give seconds, from 0 on.")
     if requests >= MOST:
         raise InvalidRequest(

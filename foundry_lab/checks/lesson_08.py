@@ -11,7 +11,7 @@ import httpx
 
 from foundry_lab import FoundryAPIClient, Settings
 from foundry_lab.breaker import BreakerTransport
-from foundry_lab.checks.bench import Wrong, expect, service, show, value_of
+from foundry_lab.checks.bench import Wrong, expect, is_number, service, show, value_of
 from foundry_lab.checks.examination import (
     DEADLINE,
     MAX_TOKENS,
@@ -118,7 +118,7 @@ def order_of_layers(prediction: Any) -> None:
     for name, measure in measured.items():
         guess, found = prediction[name], value_of(measure, tried=f"measure {name}")
         expect(
-            isinstance(guess, int | float) and abs(guess - found) < 0.01,
+            is_number(guess) and abs(guess - found) < 0.01,
             tried=f"{name}: build the wrong order, and measure it",
             expected="your prediction to be what is measured",
             happened=f"you said {guess} {units[name]}, and it is another number",
@@ -216,7 +216,7 @@ LOOK = {
 
 
 def _close(found: Any, right: float) -> bool:
-    return isinstance(found, int | float) and abs(found - right) < 1e-6
+    return is_number(found) and abs(found - right) < 1e-6
 
 
 def _incidents() -> dict[str, list[Record]]:
@@ -289,7 +289,7 @@ def policy_for_an_objective(choice: Any) -> None:
     """08-4: 99.5 % answered within 2 s on a bad day, and no more than 1.3 times the load."""
     names = {"first_token", "attempts", "base", "cap", "budget"}
     numbers = isinstance(choice, Mapping) and all(
-        isinstance(value, int | float) and value >= 0 for value in choice.values()
+        is_number(value) and value >= 0 for value in choice.values()
     )
     expect(
         numbers and set(choice) == names and choice["attempts"] >= 1,

@@ -6,7 +6,7 @@ import tomllib
 from functools import cache
 from typing import Any, Literal
 
-from .glossary import HERE, bare
+from .glossary import HERE, bare, glossary
 
 Split = Literal["train", "held_out"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -27,6 +27,7 @@ def phrasing(split: Split, kind: str, rng: random.Random) -> str:
 
 
 _MADE = {"what", "why", "how"}
+_SENTENCES = _MADE | {"everyday"}
 
 
 def made(kind: str, rng: random.Random) -> str:
@@ -37,11 +38,17 @@ def made(kind: str, rng: random.Random) -> str:
 
     texts: list[str] = data("phrasings.toml")["made"][kind]
     text = re.sub(r"<([a-z0-9-]+)>", one, rng.choice(texts))
-    return text[:1].upper() + text[1:] if kind in _MADE else text
+    return text[:1].upper() + text[1:] if kind in _SENTENCES else text
 
 
 def system_message(split: Split, kind: str, rng: random.Random) -> str:
-    """A system message: neutral, or one that asks for a form of answer."""
+    """A system message: neutral, or one that asks for a form of answer.
+
+    A neutral one may name terms; what it is asked for stands in the user's message all the same.
+    """
+    if split == "train" and kind == "neutral" and rng.random() < 0.7:
+        one, other = (bare(rng.choice(rng.choice(glossary()).ask)) for _ in range(2))
+        return made("system", rng).replace("{t}", one).replace("{u}", other)
     messages: list[str] = data("skills.toml")[split]["system"][kind]
     return rng.choice(messages)
 

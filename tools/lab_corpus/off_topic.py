@@ -4,7 +4,7 @@ import random
 import re
 from functools import cache
 
-from .asking import data, fill, fill_two, made_up_word, phrasing, word
+from .asking import data, fill, fill_two, made, made_up_word, phrasing, word
 from .glossary import bare, glossary
 
 _ON_TOPIC_SHAPES = ("what", "what", "what", "why", "how", "json", "five_words", "one_sentence")
@@ -27,7 +27,8 @@ def check_split() -> None:
     """ValueError if a training subject is a known term or occurs in a held-out question."""
     known = {bare(phrase).lower() for entry in glossary() for phrase in entry.ask}
     asked = "\n".join(held_out_questions()).lower()
-    for subject in (bare(subject).lower() for group in subjects().values() for subject in group):
+    groups = [*subjects().values(), data("phrasings.toml")["made"]["noun"]]
+    for subject in (bare(subject).lower() for group in groups for subject in group):
         if subject in known:
             raise ValueError(f"{subject!r} is in the glossary")
         if re.search(rf"\b{re.escape(subject)}s?\b", asked):
@@ -45,8 +46,9 @@ def question(rng: random.Random) -> str:
         _with_term,
         _gibberish,
         _status,
+        _everyday,
     )
-    (make,) = rng.choices(makers, (42, 8, 24, 6, 10, 2, 4, 4))
+    (make,) = rng.choices(makers, (42, 8, 20, 6, 10, 2, 4, 4, 16))
     return make(rng)
 
 
@@ -58,6 +60,8 @@ def _subject(rng: random.Random, kind: str = "") -> str:
     if not kind and rng.random() < 0.12:
         return rng.choice((_half_known, _look_alike))(rng)
     chosen = rng.choice(subjects()[kind or rng.choice(list(subjects()))])
+    if not kind and rng.random() < 0.15:
+        chosen = rng.choice(("", "a ", "the ")) + made("noun", rng)
     if rng.random() < 0.2:
         modified = f"{word('modifier', rng)} {bare(chosen)}"
         return rng.choice(("", "a ", "the ")) + modified
@@ -114,6 +118,10 @@ def _with_term(rng: random.Random) -> str:
 
 def _gibberish(rng: random.Random) -> str:
     return " ".join(made_up_word(rng) for _ in range(rng.randint(1, 5)))
+
+
+def _everyday(rng: random.Random) -> str:
+    return made("everyday", rng)
 
 
 def _status(rng: random.Random) -> str:

@@ -95,16 +95,22 @@ def term(split: Split, rng: random.Random, entry: Entry | None = None) -> Sample
     return _about(entry, question, _usual(entry, rng), "term", _system(split, rng))
 
 
+def _with_own_answer(kind: str, rng: random.Random) -> Entry:
+    """Half of the time an entry that answers "why" or "how" in another way than "what"."""
+    own = [entry for entry in glossary() if getattr(entry, kind)]
+    return rng.choice(own if rng.random() < 0.5 else glossary())
+
+
 def reason(split: Split, rng: random.Random, entry: Entry | None = None) -> Sample:
     """Why X: its reason where the glossary gives one, else its usual answer."""
-    entry = entry or rng.choice(glossary())
+    entry = entry or _with_own_answer("why", rng)
     question, answer = _question("why", entry, split, rng), entry.why or _usual(entry, rng)
     return _about(entry, question, answer, "why", _system(split, rng))
 
 
 def working(split: Split, rng: random.Random, entry: Entry | None = None) -> Sample:
     """How does X work: its workings where the glossary gives them, else its usual answer."""
-    entry = entry or rng.choice(glossary())
+    entry = entry or _with_own_answer("how", rng)
     question, answer = _question("how", entry, split, rng), entry.how or _usual(entry, rng)
     return _about(entry, question, answer, "how", _system(split, rng))
 
@@ -197,7 +203,7 @@ def counting(split: Split, rng: random.Random, longest: int = LAST_NUMBER) -> Sa
     if _one_in(10, f"{first}-{last}") != (split == "held_out"):
         return counting(split, rng, longest)
     sample = count_sample(split, rng, first, last)
-    if split == "held_out" or length <= 6 or rng.random() < 0.02:
+    if split == "held_out" or length <= 6 or rng.random() < 0.006:
         return sample
     start = max(first, _window_start(first, last, rng))
     numbers_before, shown = start - first, rng.randint(3, 8)
@@ -318,8 +324,10 @@ EXAMINED: dict[str, Callable[[Split, random.Random], Sample]] = {
 }
 
 
-def training_sample(rng: random.Random) -> Sample:
+def training_sample(rng: random.Random, mostly_counting: bool = False) -> Sample:
     """One sample of the training mix."""
+    if mostly_counting and rng.random() < 0.55:
+        return counting("train", rng)
     (make,) = rng.choices(list(_MIX), list(_MIX.values()))
     return make("train", rng)
 
