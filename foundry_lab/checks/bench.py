@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
-from typing import Any, TypeGuard, TextIO
+from typing import Any, TextIO, TypeGuard
 
 from foundry_lab.service import Service
 
