@@ -55,8 +55,9 @@ class GaveUp:
     """A failure that could have been retried was not."""
 
     attempts: int
-    reason: Literal["attempts", "body", "budget", "deadline"]
-    """What ran out. ``body``: the request's was a generator, and what it gave is gone."""
+    reason: Literal["attempts", "body", "budget", "deadline", "patience"]
+    """What ran out. ``body``: the request's was a generator, and what it gave is gone;
+    ``patience``: the server asks for a wait beyond the policy's ``longest_wait``."""
     call: str = ""
 
 

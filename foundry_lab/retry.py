@@ -99,7 +99,8 @@ class RetryBudget:
 
     Every call puts `ratio` of a token in, every retry takes a whole one out. After n calls there
     were at most ``reserve + ratio · n`` retries. Share one budget among all calls to a service.
-    Source: "Handling Overload", Site Reliability Engineering, chapter 21 (retries under 10 %).
+    Source: "Handling Overload", Site Reliability Engineering, chapter 21 (retries under 10 %); the
+    pot of tokens is that of Finagle's RetryBudget.
 
     Args:
         ratio: Retries allowed per call.
@@ -255,8 +256,10 @@ class RetryTransport(Layer):
             self._hook(GaveUp(attempts, "attempts", call))
         elif not _repeatable(request):
             self._hook(GaveUp(attempts, "body", call))
-        elif wait > self.policy.longest_wait or self._clock.now() + wait >= deadline:
+        elif self._clock.now() + wait >= deadline:
             self._hook(GaveUp(attempts, "deadline", call))
+        elif wait > self.policy.longest_wait:
+            self._hook(GaveUp(attempts, "patience", call))
         elif not self.budget.withdraw():
             self._hook(GaveUp(attempts, "budget", call))
         else:

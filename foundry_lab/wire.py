@@ -2,7 +2,8 @@
 
 The service leaves Nagle's algorithm on: a small packet waits there until the one before it was
 acknowledged. Linux delays acknowledgements by 40 ms on a connection it takes for a conversation, so
-on a reused connection the first token comes that much too late (RFC 896, RFC 1122 section 4.2.3.2).
+on a reused connection a first token that is ready sooner comes that much too late (RFC 896,
+RFC 1122 section 4.2.3.2).
 """
 
 import contextlib

@@ -367,7 +367,7 @@ async def test_a_retry_after_that_is_too_long_ends_it(value: str) -> None:
     """Nobody waits longer than the policy says; the status is handed over at once."""
     bench = Bench(asking(429, value), 200)
     assert (await bench.http.get("/")).status_code == 429
-    assert (bench.outcomes, bench.gave_up, bench.clock.now()) == (["429"], "deadline", 0)
+    assert (bench.outcomes, bench.gave_up, bench.clock.now()) == (["429"], "patience", 0)
 
 
 @anyio
