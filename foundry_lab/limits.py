@@ -148,8 +148,8 @@ class _TimedTokens(WatchedBody):
 class ConcurrencyLimit(Layer):
     """Lets a few calls through at once; a few more may wait, the rest is refused at once.
 
-    A slot is taken until the end of the answer. On one machine more calls at once give no more
-    tokens a second, they only make each other wait (Little's law): a bulkhead with a short queue.
+    A slot is taken until the end of the answer. Above some number, more calls at once give few more
+    tokens a second and make each other wait (Little's law): a bulkhead with a short queue.
     Meanwhile ``request.extensions["queued"]`` is true: nothing was sent yet.
 
     Args:
