@@ -25,9 +25,12 @@ from typing import Any, BinaryIO
 from tqdm.auto import tqdm
 
 from foundry_lab.chat import Completion
-from foundry_lab.errors import FoundryLabError, InvalidRequest
+from foundry_lab.errors import BreakerOpen, FoundryLabError, InvalidRequest, QueueFull
 
 __all__ = ["BatchResult", "Prompt", "batch"]
+
+REFUSALS = 6
+"""How often a prompt is tried that is refused before it is sent."""
 
 Prompt = str | Mapping[str, Any]
 """A question, or the arguments of `FoundryAPIClient.complete`."""
@@ -56,15 +59,18 @@ async def batch(
 ) -> AsyncGenerator[BatchResult]:
     """Ask every prompt, and yield each result as soon as it is there.
 
-    Errors of this package are results; they stop nothing. Leaving the loop cancels what is under
-    way. Results come in the order they are done: ``sorted(results, key=lambda r: r.index)``.
+    Errors of this package are results; they stop nothing. Closing it (`contextlib.aclosing`)
+    cancels what is under way. Results come in the order they are done:
+    ``sorted(results, key=lambda r: r.index)``. A prompt that was not even sent, as a breaker is
+    open or a queue full, is tried again, for half a minute at most.
 
     Args:
         complete: What answers one prompt, such as `FoundryAPIClient.complete`.
         prompts: Any iterable, read no faster than the prompts are worked on.
-        concurrency: Prompts under way at once.
+        concurrency: Prompts under way at once. A `FoundryAPIClient` sends 4 at a time; more wait
+            in its queue, and their time runs meanwhile.
         journal: A file that keeps the answers. Where it exists, what it holds is not asked again;
-            what failed is.
+            what failed is. It compares prompts, not models: one file for one model.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -120,6 +126,18 @@ async def _work(
 async def _ask(
     complete: Callable[..., Awaitable[Completion]], index: int, prompt: Prompt
 ) -> BatchResult:
+    for _ in range(REFUSALS - 1):
+        result = await _ask_once(complete, index, prompt)
+        if not isinstance(result.error, BreakerOpen | QueueFull):
+            return result
+        retry_in = result.error.retry_in if isinstance(result.error, BreakerOpen) else 1.0
+        await asyncio.sleep(min(max(retry_in, 0.1), 5.0))
+    return await _ask_once(complete, index, prompt)
+
+
+async def _ask_once(
+    complete: Callable[..., Awaitable[Completion]], index: int, prompt: Prompt
+) -> BatchResult:
     try:
         answer = complete(prompt) if isinstance(prompt, str) else complete(**prompt)
     except TypeError as error:
@@ -129,6 +147,10 @@ async def _ask(
         return BatchResult(index, prompt, await answer)
     except FoundryLabError as error:
         return BatchResult(index, prompt, error=error)
+
+
+BEGINNING = b'{"index": '
+JOURNALLED = {"index", "prompt", "completion"}
 
 
 class _Journal:
@@ -171,6 +193,8 @@ class _Journal:
         place = 0
         for line in file:
             if not line.endswith(b"\n"):  # the writer was killed in the middle of it
+                if not (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
+                    raise _foreign(line)
                 break
             index = _index(line)
             self._places.extend([-1] * (index + 1 - len(self._places)))
@@ -181,12 +205,17 @@ class _Journal:
 
 def _index(line: bytes) -> int:
     try:
-        index = json.loads(line)["index"]
-        if isinstance(index, int) and 0 <= index < 10**8:
+        written = json.loads(line)
+        index = written["index"]
+        if isinstance(index, int) and 0 <= index < 10**8 and written.keys() >= JOURNALLED:
             return index
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
-    raise InvalidRequest(
+    raise _foreign(line)
+
+
+def _foreign(line: bytes) -> InvalidRequest:
+    return InvalidRequest(
         f"The journal has a line that no batch wrote: {line[:80]!r}.",
         fix="Name another file: this one is left as it is.",
     )
@@ -202,6 +231,7 @@ def _opened(journal: Path | None) -> Iterator[_Journal]:
     if journal is None:
         yield _Journal(None)
         return
-    journal.touch()
-    with journal.open("r+b") as file:
+    path = Path(journal)
+    path.touch()
+    with path.open("r+b") as file:
         yield _Journal(file)

@@ -10,11 +10,13 @@ import json
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from foundry_lab.chat import Completion
-from foundry_lab.errors import InvalidRequest
+from foundry_lab.errors import DeadlineExceeded, InvalidRequest
 
 __all__ = ["Cache", "cache_key"]
 
@@ -82,25 +84,29 @@ class Cache:
         """Return the answer, and whether it was there already.
 
         Callers that want the same answer at the same moment wait for one call. It goes on while
-        any of them waits, and ends when the last has left. An error reaches all, and is not kept.
+        any of them waits, and ends when the last has left. An error reaches all, and is not kept;
+        but where the deadline of the one who asked was missed, one of the others asks anew.
         """
         if found := self._find(key):
             self.hits += 1
             return found, True
-        shared = self._under_way.get(key)
-        if shared:
-            self.hits += 1
-            return await shared.wait(), True
+        while (shared := self._under_way.get(key)) and not shared.abandoned:
+            with suppress(DeadlineExceeded):
+                completion = await shared.wait()
+                self.hits += 1
+                return completion, True
         self.misses += 1
         self._under_way[key] = shared = _Shared(self._ask(key, ask))
+        shared.task.add_done_callback(partial(self._forget, key))
         return await shared.wait(), False
 
     async def _ask(self, key: str, ask: Callable[[], Awaitable[Completion]]) -> Completion:
-        try:
-            completion = await ask()
-            self._keep(key, completion)
-            return completion
-        finally:
+        completion = await ask()
+        self._keep(key, completion)
+        return completion
+
+    def _forget(self, key: str, task: asyncio.Task[Completion]) -> None:
+        if (shared := self._under_way.get(key)) and shared.task is task:  # not a later call
             del self._under_way[key]
 
     def _find(self, key: str) -> Completion | None:
@@ -129,14 +135,16 @@ class _Shared:
     """One call that several wait for; it is cancelled when nobody does any more."""
 
     def __init__(self, call: Coroutine[Any, Any, Completion]) -> None:
-        self._task = asyncio.create_task(call)
+        self.task = asyncio.create_task(call)
+        self.abandoned = False
         self._waiting = 0
 
     async def wait(self) -> Completion:
         self._waiting += 1
         try:
-            return await asyncio.shield(self._task)
+            return await asyncio.shield(self.task)
         finally:
             self._waiting -= 1
             if not self._waiting:
-                self._task.cancel()
+                self.abandoned = True
+                self.task.cancel()

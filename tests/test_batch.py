@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundry_lab import FoundryAPIClient
-from foundry_lab.batch import Prompt, batch
+from foundry_lab.batch import REFUSALS, Prompt, batch
 from foundry_lab.chat import Completion, Usage
-from foundry_lab.errors import CallError, InvalidRequest, ModelNotFound
+from foundry_lab.errors import BreakerOpen, CallError, InvalidRequest, ModelNotFound
 
 pytestmark = pytest.mark.anyio
 
@@ -168,6 +168,29 @@ async def test_a_journal_of_another_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no batch wrote"):
         _ = [r async for r in batch(Stub(), ["a"], journal=notes, progress=False)]
     assert notes.read_text() == "my notes\n"
+    for text in ('["my only copy", "of the prompts"]', '{"index": 0}\n', "[]\n"):
+        notes.write_text(text)
+        with pytest.raises(InvalidRequest, match="no batch wrote"):
+            _ = [r async for r in batch(Stub(), ["a"], journal=notes, progress=False)]
+        assert notes.read_text() == text
+
+
+@pytest.mark.parametrize(("refusals", "answered"), [(0, True), (2, True), (99, False)])
+async def test_an_open_breaker_is_waited_for(refusals: int, answered: bool) -> None:
+    """What was refused unsent is tried again, so an outage eats no prompts; not for ever."""
+    asked = 0
+
+    async def complete(prompt: str) -> Completion:
+        nonlocal asked
+        asked += 1
+        if asked <= refusals:
+            raise BreakerOpen("The breaker is open.", fix="Wait.", retry_in=0)
+        return completion(prompt)
+
+    (result,) = [r async for r in batch(complete, ["a"], progress=False)]
+    assert asked == min(refusals + 1, REFUSALS)
+    assert (result.completion is not None) == answered
+    assert isinstance(result.error, BreakerOpen) != answered
 
 
 async def test_no_concurrency_is_refused() -> None:

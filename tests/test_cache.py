@@ -174,8 +174,35 @@ async def test_who_waits_for_anothers_call_keeps_the_own_deadline(service: Servi
     """A short deadline ends the waiting; the call goes on for the one who has time."""
     async with FoundryAPIClient(service, cache=Cache()) as client:
         await client.complete("Hello", max_tokens=1)
-        patient = asyncio.create_task(client.complete("Hello", **ESSAY, timeout=20))
+        patient = asyncio.create_task(client.complete("Hello", **ESSAY, timeout=60))
         await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded):
             await client.complete("Hello", **ESSAY, timeout=0.02)
         assert (await patient).content
+
+
+async def test_a_call_that_was_left_is_joined_by_nobody() -> None:
+    """Who comes while a cancelled call still ends gets a call of their own."""
+    cache = Cache()
+    endless = Asked(wait=asyncio.Event())
+    first = asyncio.create_task(cache.get_or_ask("key", endless))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    assert await cache.get_or_ask("key", Asked("new")) == (completion("new"), False)
+    assert await cache.get_or_ask("key", Asked("newer")) == (completion("new"), True)
+
+
+async def test_the_deadline_of_one_does_not_bind_the_others() -> None:
+    """Who waited for a call that ran out of its own time asks anew."""
+    cache = Cache()
+
+    async def impatient() -> Completion:
+        await asyncio.sleep(0)
+        raise DeadlineExceeded("Too late.", fix="Wait longer.")
+
+    calls = [cache.get_or_ask("key", ask) for ask in (impatient, Asked("a"), Asked("b"))]
+    first, second, third = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(first, DeadlineExceeded)
+    assert second == (completion("a"), False)
+    assert third == (completion("a"), True)

@@ -49,6 +49,7 @@ def sheet_text(master: Path) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.source, cell.outputs, cell.execution_count = stub(cell.source), [], None
+        cell.source = cell.source.replace("](../../", "](../")  # the sheet lies one folder higher
     text: str = nbformat.writes(notebook)
     return text + "\n"
 

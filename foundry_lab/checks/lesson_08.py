@@ -224,12 +224,18 @@ def _incidents() -> dict[str, list[Record]]:
     random.Random(3).shuffle(long)
     calm = list(_records(9, 5.0, 5.0, 6.0))
     endless = list(_records(10, 3.0, 99.0, 8.0))
+    refused = [one for one in endless if _refused(one)]
     return {
         "a short outage": short,
         "a calm day": calm,
         "an outage that goes on": endless,
+        "calls that a breaker refused, all of them": refused,
         "a long outage, its records in no order": long,
     }
+
+
+def _refused(one: Record) -> bool:
+    return isinstance(one, Attempt | Call) and one.outcome == "BreakerOpen"
 
 
 def _records(seed: int, bad: float, good: float, end: float) -> Iterable[Record]:
@@ -265,10 +271,11 @@ def _reviewed(records: list[Record]) -> dict[str, float | int | None]:
     lost = [one for one in calls if one.outcome not in ("ok", "left")]
     last = max((one.ended for one in lost), default=0.0)
     well = min((one.ended for one in calls if one.outcome == "ok" and one.ended > last), default=-1)
+    senders = {one.call for one in sent}
     return {
         "began": began,
         "lost": len(lost),
-        "per_call": len(sent) / len({one.call for one in sent}),
+        "per_call": len(sent) / len(senders) if senders else None,
         "seconds": well - began if lost and began is not None and well >= 0 else None,
     }
 

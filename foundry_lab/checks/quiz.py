@@ -95,7 +95,8 @@ def quiz(lesson: str, number: int | None = None, answer: object = None) -> None:
     if number is None:
         for place, question in enumerate(asked, 1):
             _print_question(place, question)
-        print(f'\nAnswer one: quiz("{lesson}", 1, "b")')
+        wrong = "b" if asked[0].right == "a" else "a"
+        print(f'\nAnswer one: quiz("{lesson}", 1, "{wrong}")')
         return
     if not 1 <= number <= len(asked):
         raise InvalidRequest(
