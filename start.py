@@ -25,6 +25,7 @@ import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from urllib.request import getproxies
 
 # An older Python must get as far as this sentence, so no syntax here is newer than Python 3.6;
 # Python 2 refuses the next line and shows it, with the comment at its end.
@@ -142,8 +143,12 @@ def our_environment(theirs: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of what we run: as if .venv were activated, and nothing else."""
     ours = {name: value for name, value in theirs.items() if name not in FOREIGN}
     ours["PATH"] = os.pathsep.join((str(BIN), ours.get("PATH", os.defpath)))
-    for name in ("NO_PROXY", "no_proxy"):  # the service is on this machine, behind no proxy
-        ours[name] = ",".join(filter(None, (ours.get(name), "127.0.0.1", "localhost", "::1")))
+    if sys.platform != "linux" and not any(name.lower().endswith("_proxy") for name in ours):
+        # Any such variable hides the proxies that Windows and macOS keep elsewhere.
+        ours |= {f"{scheme}_proxy": proxy for scheme, proxy in getproxies().items()}
+    others = ours.get("no_proxy") or ours.get("NO_PROXY")
+    direct = ",".join(filter(None, (others, "127.0.0.1", "localhost", "::1")))
+    ours |= {"NO_PROXY": direct, "no_proxy": direct}  # the service is here, behind no proxy
     return ours | {"VIRTUAL_ENV": str(VENV), "JUPYTER_PREFER_ENV_PATH": "1"}
 
 

@@ -21,6 +21,9 @@ __all__ = ["MAX_BODY", "Listing", "Status", "parse", "read", "status_error"]
 MAX_BODY = 16_000_000
 """Bytes of an answer that are read at most: a server must not be able to fill our memory."""
 
+MAX_SAID = 2_000
+"""Characters of an error's message that are looked at."""
+
 T = TypeVar("T")
 
 
@@ -85,7 +88,8 @@ def status_error(status: int, text: str) -> StatusError:
         said = str(json.loads(text)["error"]["message"])
     except (ValueError, LookupError, TypeError, RecursionError):
         said = text.strip()[:200] or "(nothing)"
-    said = re.sub(r"\w+\.cc:\d+ [^)]*\) ", "", said)  # where in the runtime's C++ it was said
+    # Cut first: the pattern takes quadratic time. It drops where in the C++ it was said.
+    said = re.sub(r"\b\w+\.cc:\d+ [^)]*\) ", "", said[:MAX_SAID])
     for sign, kind, fix in _SIGNS:
         if sign in said:
             model = re.search("'(.+?)'", said)

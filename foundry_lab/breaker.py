@@ -281,12 +281,17 @@ class _ChatStream(WatchedBody):
         try:
             packet = await super()._next()
         except StopAsyncIteration:
-            said = [event.data for event in Decoder().feed(self._last)]
-            if not any(data == "[DONE]" or data.startswith('{"error"') for data in said):
+            if not self._said_all():
                 self._end(httpx.RemoteProtocolError("no [DONE]"))
             raise
         self._last = (self._last + packet)[-LAST_WORDS:]
+        if b"[DONE]" in self._last and self._said_all():
+            self._end(None)  # the end of the body may be long in coming
         return packet
+
+    def _said_all(self) -> bool:
+        said = [event.data for event in Decoder().feed(self._last)]
+        return any(data == "[DONE]" or data.startswith('{"error"') for data in said)
 
 
 def _streams_chat(response: httpx.Response, request: httpx.Request) -> bool:

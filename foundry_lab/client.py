@@ -41,8 +41,10 @@ from foundry_lab.errors import (
     CallError,
     FoundryLabError,
     InvalidRequest,
+    InvalidResponse,
     ModelBusy,
     ModelNotFound,
+    ModelNotLoaded,
     StatusError,
     nearest_names,
 )
@@ -59,6 +61,8 @@ from foundry_lab.wire import http_transport
 __all__ = ["FoundryAPIClient", "Model", "resilient"]
 
 CHAT = "/v1/chat/completions"
+MAX_STREAM = 64_000_000
+"""Bytes of a stream that are read at most, some 250,000 tokens."""
 BUSY_PAUSE = 0.1
 """Seconds between two attempts to unload a model that generates."""
 Limits = dict[str, Any]
@@ -139,7 +143,7 @@ class FoundryAPIClient:
         return httpx.AsyncClient(
             base_url=url,
             transport=transport,
-            headers=self.settings.headers,
+            headers={"Accept-Encoding": "identity"} | self.settings.headers,
             timeout=None,  # noqa: S113 - the layers have timeouts that bound the whole
         )
 
@@ -224,7 +228,8 @@ class FoundryAPIClient:
 
         ``async for chunk in client.stream_complete("…"): print(chunk.content, end="")``. Leaving
         the loop, cancelling the task and missing the deadline close the connection, and the
-        service stops generating.
+        service stops generating. A stream that you keep in a variable is yours to close: use
+        `contextlib.aclosing`.
 
         Args:
             prompt: As for `complete`, like all other arguments.
@@ -341,7 +346,9 @@ class FoundryAPIClient:
         Args:
             timeout: Seconds for the whole check.
         """
-        root, limits = self._http.base_url.copy_with(path="/status"), self._limits(timeout)
+        base, limits = self._http.base_url, self._limits(timeout)
+        above = base.path.rstrip("/").removesuffix("/catalogs/local")
+        root = base.copy_with(path=f"{above}/status")
         try:
             status = parse(Status, await self._get(self._direct, root, limits))
             loaded = parse(list[str], await self._get(self._direct, "/models/loaded", limits))
@@ -405,6 +412,7 @@ class FoundryAPIClient:
         if (model := _find(models, name)) is None:
             raise _not_found(name, models)
         await self._get(self._direct, f"/models/{verb}/{model.alias}", limits)
+        self._model_ids.clear()  # another model may answer to a name now
         return replace(model, loaded=verb == "load")
 
     def _limits(
@@ -463,8 +471,14 @@ class FoundryAPIClient:
     async def _chunks(self, answer: httpx.Response) -> AsyncIterator[Chunk]:
         if not is_event_stream(answer):
             raise no_stream(self._without_key(await read(answer)))
-        chunks, packets = ChunkDecoder(), answer.aiter_bytes()
+        chunks, packets, size = ChunkDecoder(), answer.aiter_bytes(), 0
         async for packet in packets:
+            size += len(packet)
+            if size > MAX_STREAM:
+                raise InvalidResponse(
+                    f"The stream is longer than {MAX_STREAM:,} bytes.",
+                    fix="Check that the endpoint is a Foundry Local service.",
+                )
             for chunk in chunks.feed(packet):
                 yield chunk
             if chunks.over:
@@ -515,14 +529,17 @@ class FoundryAPIClient:
                 yield response
         except (httpx.RequestError, CallError) as error:
             failure = call_error(error, request, "".join(text))
+            if self._without_key(str(failure)) != str(failure):
+                failure.say(self._without_key(failure.what))
+                raise failure from None  # a traceback prints its cause
             if failure is error:
                 raise
             raise failure from error
 
     def _refusal(self, response: httpx.Response, text: str) -> StatusError:
         refusal = status_error(response.status_code, self._without_key(text))
-        if isinstance(refusal, ModelNotFound):
-            self._model_ids.clear()  # the names of a service that was replaced
+        if isinstance(refusal, ModelNotFound | ModelNotLoaded):
+            self._model_ids.clear()  # the service was replaced, or somebody else unloaded
         return refusal
 
     def _without_key(self, text: str) -> str:

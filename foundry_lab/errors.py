@@ -33,6 +33,7 @@ programs that use the layers under an httpx client of their own.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 import httpx
 
@@ -76,6 +77,17 @@ class FoundryLabError(Exception):
         super().__init__(f"{what}\n→ {fix}")
         self.what = what
         self.fix = fix
+
+    def say(self, what: str) -> None:
+        """Say something else happened; the advice stays."""
+        self.what, self.args = what, (f"{what}\n→ {self.fix}",)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # copies and process pools rebuild it from here
+        return _rebuilt, (type(self), self.args), self.__dict__
+
+
+def _rebuilt(kind: type[FoundryLabError], args: tuple[str, ...]) -> FoundryLabError:
+    return kind.__new__(kind, *args)
 
 
 class SettingsError(FoundryLabError):

@@ -4,13 +4,15 @@ import contextlib
 import os
 import re
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.request import getproxies
 
 import httpx
 
-from foundry_lab.answers import parse
+from foundry_lab.answers import MAX_BODY, parse
 from foundry_lab.child import Child, Plan
 from foundry_lab.errors import (
     CatalogModelNotFound,
@@ -124,7 +126,7 @@ class Service:
         """
         if self.alive:
             return self
-        _keep_proxies_out()
+        keep_proxies_out()
         if self.settings.endpoint is not None:
             self.url, self.model_id = _attach(self.settings.endpoint, self.settings)
             return self
@@ -232,23 +234,46 @@ def _attach(url: str, settings: Settings) -> tuple[str, str]:
 
 
 def _loaded_models(url: str, settings: Settings) -> list[str]:
+    fix = (
+        "Start one with `python -m foundry_lab serve` and set FOUNDRY_ENDPOINT to the URL it "
+        "prints, or unset FOUNDRY_ENDPOINT."
+    )
     try:
-        answer = httpx.get(f"{url}/models/loaded", headers=settings.headers, timeout=ATTACH_TIMEOUT)
-        return parse(list[str], answer.raise_for_status().text)
-    except (httpx.HTTPError, InvalidResponse) as error:
-        raise ServiceUnreachable(
-            f"No Foundry Local service answers at {url}: {error}",
-            fix="Start one with `python -m foundry_lab serve` and set FOUNDRY_ENDPOINT to the URL "
-            "it prints, or unset FOUNDRY_ENDPOINT.",
-        ) from error
+        status, text = _got(f"{url}/models/loaded", settings)
+        if status == 200:
+            return parse(list[str], text)
+        why = f"it answers with status {status}"
+        fix = "Check FOUNDRY_API_KEY." if status in (401, 403) else fix
+    except httpx.HTTPError as error:
+        why = type(error).__name__ if settings.api_key else str(error)
+    except InvalidResponse:
+        why = "the answer is no list of models"  # not its text, which may hold the key
+    raise ServiceUnreachable(f"No Foundry Local service answers at {url}: {why}.", fix=fix)
 
 
-def _keep_proxies_out() -> None:
-    """Tell httpx, and whatever else reads the environment, to reach this machine directly."""
-    for name in ("NO_PROXY", "no_proxy"):
-        others = os.environ.get(name, "")
-        if "127.0.0.1" not in others:
-            os.environ[name] = ",".join(filter(None, [others, *LOOPBACK]))
+def _got(url: str, settings: Settings) -> tuple[int, str]:
+    """Status and body, bounded in time and size as a whole."""
+    ends, body = time.monotonic() + ATTACH_TIMEOUT, bytearray()
+    with httpx.stream("GET", url, headers=settings.headers, timeout=ATTACH_TIMEOUT) as answer:
+        for piece in answer.iter_bytes():
+            body += piece
+            if len(body) > MAX_BODY or time.monotonic() > ends:
+                raise httpx.ReadTimeout("no whole answer in time")
+    return answer.status_code, body.decode("utf-8", "replace")
+
+
+def keep_proxies_out() -> None:
+    """Tell httpx, and whatever else reads the environment, to reach this machine directly.
+
+    The variables hide the proxies that Windows and macOS keep elsewhere, so these are written down.
+    """
+    proxies = getproxies()
+    others = proxies.pop("no", "")
+    if proxies and "127.0.0.1" not in others:
+        for scheme, proxy in proxies.items():
+            os.environ.setdefault(f"{scheme}_proxy", proxy)
+        direct = ",".join(filter(None, [others, *LOOPBACK]))
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = direct
 
 
 _said: set[str] = set()

@@ -53,6 +53,10 @@ class Settings:
     model_dir: Path | None = None
     """``FOUNDRY_MODEL_DIR``: a folder of one's own in the format of ONNX Runtime GenAI."""
 
+    def __post_init__(self) -> None:
+        if self.api_key:
+            _key(self.api_key)
+
     @property
     def headers(self) -> dict[str, str]:
         """The HTTP headers that carry the key, if there is one."""

@@ -965,3 +965,32 @@ async def test_open_it_is_the_cause_of_openais_error(asked: Asked, service: Serv
     with pytest.raises(openai.APIConnectionError) as caught:
         await client.chat.completions.create(**question(service, 1))
     assert isinstance(caught.value.__cause__, BreakerOpen)
+
+
+@in_a_loop
+async def test_an_answer_is_over_at_done_though_its_body_stays_open() -> None:
+    """A gateway may keep the connection: what was said whole is a success, and a good probe."""
+
+    async def lingering() -> AsyncIterator[bytes]:
+        yield b"data: [DONE]\n\n"
+        await asyncio.Future()
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        if not well:
+            return httpx.Response(500)
+        kind = {"content-type": "text/event-stream"}
+        return httpx.Response(200, headers=kind, content=lingering())
+
+    clock, well = VirtualClock(), False
+    policy = BreakerPolicy(minimum_throughput=1, break_duration=5, probes=1)
+    layer = BreakerTransport(httpx.MockTransport(answer), policy, clock=clock)
+    async with over(layer) as http:
+        await http.post("http://here/chat/completions")
+        (breaker,) = layer.breakers.values()
+        states: list[str] = [breaker.state]
+        clock.advance(5)
+        well = True
+        async with http.stream("POST", "http://here/chat/completions") as response:
+            await anext(response.aiter_bytes())
+            states.append(breaker.state)
+    assert states == ["open", "closed"]

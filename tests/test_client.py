@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import itertools
+import json
 import logging
 import os
+import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from essay import ESSAY
 from foundry_lab import FoundryAPIClient, Service, Settings
 from foundry_lab.answers import MAX_BODY
 from foundry_lab.errors import (
+    CallError,
     ConnectionLost,
     ContextTooLong,
     DeadlineExceeded,
@@ -424,3 +428,80 @@ async def test_a_key_is_sent_and_never_shown(caplog: pytest.LogCaptureFixture) -
                 await client.complete("Hello")
     assert b"Authorization: Bearer s3cret" in seen
     assert "s3cret" not in f"{caught.value!r} {client!r} {settings!r} {caplog.text}"
+
+
+SSE = {"content-type": "text/event-stream"}
+ECHOES = {
+    "escaped": httpx.Response(401, text=r'{"error": {"message": "bad key s3\u002Bcret"}}'),
+    "event": httpx.Response(200, headers=SSE, text='data: {"error":{"message":"s3+cret"}}\n\n'),
+    "no chunk": httpx.Response(200, headers=SSE, text="data: bad key s3+cret\n\n"),
+}
+
+
+def with_models(
+    answer: Callable[[httpx.Request], httpx.Response], *loaded: str
+) -> FoundryAPIClient:
+    """Make a client of a server that lists a model, each time the next; it chats in its own way."""
+    ids, listed = itertools.chain(loaded, itertools.repeat("m:1")), ""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        nonlocal listed
+        if request.url.path.endswith("/v1/models"):
+            listed = next(ids)
+            return httpx.Response(200, json={"data": [{"id": listed}]})
+        if request.url.path.endswith("/models/loaded"):
+            return httpx.Response(200, json=[listed])
+        return answer(request)
+
+    settings = Settings(api_key="s3+cret", retries=0)
+    transport = httpx.MockTransport(handle)
+    return FoundryAPIClient("http://gateway/below", settings=settings, transport=transport)
+
+
+@pytest.mark.parametrize("echo", ECHOES.values(), ids=list(ECHOES))
+async def test_no_way_of_echoing_the_key_shows_it(echo: httpx.Response) -> None:
+    """Neither escaped in JSON, nor in an event, nor in what is no event; not as a cause either."""
+    async with with_models(lambda _: echo) as client:
+        with pytest.raises(CallError, match=r"\[key\]") as caught:
+            await client.complete("Hello", model="m")
+    assert "s3+cret" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_stream_without_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up at a size that no answer has."""
+    monkeypatch.setattr("foundry_lab.client.MAX_STREAM", 10_000)
+    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"more "}}]}\n\n'
+    endless = httpx.Response(200, headers=SSE, content=chunk * 1_000)
+    async with with_models(lambda _: endless) as client:
+        with pytest.raises(CallError, match="longer than 10,000 bytes"):
+            async for _ in client.stream_complete("Hello", model="m"):
+                pass
+
+
+async def test_health_is_asked_for_below_the_gateways_path() -> None:
+    """A prefix belongs to every address of a service, to that of its status as well."""
+    asked = list[str]()
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(404, text="no")
+
+    async with with_models(refuse) as client:
+        assert (await client.health_check()).status == "down"
+    assert asked == ["/below/status"]
+
+
+async def test_a_model_that_was_unloaded_by_others_is_looked_up_again() -> None:
+    """The first call says that it is not loaded; the next one asks anew what is."""
+    not_loaded = "Model not loaded: Model 'm:1' must be loaded before inference"
+    asked = list[str]()
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content)["model"])
+        return httpx.Response(400, json={"error": {"message": not_loaded}})
+
+    async with with_models(refuse, "m:1", "m:2") as client:
+        for _ in range(2):
+            with pytest.raises(ModelNotLoaded):
+                await client.complete("Hello", model="m")
+    assert asked == ["m:1", "m:2"]

@@ -1,12 +1,16 @@
 """Errors: one tree, each message with a way on."""
 
 import inspect
+import json
+import pickle
 import re
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from foundry_lab import errors
+from foundry_lab.answers import status_error
+from foundry_lab.errors import BreakerOpen, FoundryLabError, StatusError
 
 
 def test_the_tree_in_the_docstring_is_the_real_one() -> None:
@@ -43,3 +47,23 @@ def test_nearest_names_only_offers_what_exists(wanted: str, known: list[str]) ->
     """Whatever was wanted, the sentence is built from known names alone."""
     sentence = errors.nearest_names(wanted, known)
     assert sentence.startswith(("Did you mean ", "There are: "))
+
+
+def test_errors_travel_between_processes() -> None:
+    """A process pool pickles them: type, text, advice and status arrive."""
+    for error in (
+        FoundryLabError("It broke.", fix="Mend it."),
+        StatusError("No.", fix="Ask.", status=503),
+        BreakerOpen("Not sent.", fix="Wait.", retry_in=2.5),
+    ):
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_a_long_message_is_not_searched_for_ever() -> None:
+    """The pattern that drops a place in C++ takes quadratic time, so it sees a bounded text."""
+    text = json.dumps({"error": {"message": "load.cc:286 Load(int) it failed " + "a" * 100_000}})
+    error = status_error(500, text)
+    assert "it failed" in str(error)
+    assert "load.cc" not in str(error)
+    assert len(str(error)) < 3_000

@@ -354,6 +354,55 @@ def test_attaching_to_another_path_of_the_service_says_so(service: Service) -> N
 
 
 @pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (httpx.Response(401, text="Bearer s3cret?"), "status 401.*FOUNDRY_API_KEY"),
+        (httpx.Response(200, text="Bearer s3cret!"), "no list of models"),
+        (httpx.Response(200, content=b"x" * 2_000), "ReadTimeout"),
+    ],
+)
+def test_attaching_to_a_stranger_says_why_and_not_the_key(
+    answer: httpx.Response, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a look at the key: a stranger may echo it, and may send without end."""
+    monkeypatch.setattr(service_module, "MAX_BODY", 1_000)
+    client = httpx.Client(transport=httpx.MockTransport(lambda _: answer))
+    monkeypatch.setattr("httpx.stream", client.stream)
+    stranger = Settings(endpoint="http://gateway/catalogs/local", api_key="s3cret")
+    with pytest.raises(ServiceUnreachable, match=f"(?s){said}") as caught:
+        Service(stranger).start()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "direct"),
+    [
+        ({}, None),
+        ({"HTTP_PROXY": "http://proxy"}, "127.0.0.1,localhost,::1"),
+        (
+            {"HTTP_PROXY": "http://proxy", "NO_PROXY": "intranet"},
+            "intranet,127.0.0.1,localhost,::1",
+        ),
+    ],
+)
+def test_this_machine_is_reached_without_a_proxy(
+    given: dict[str, str], direct: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the user excepts stays excepted; where there is no proxy, nothing is set."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name in ("NO_PROXY", "no_proxy"):  # so that it is put back
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    service_module.keep_proxies_out()
+    assert (os.environ.get("NO_PROXY"), os.environ.get("no_proxy")) == (
+        (direct, direct) if direct else (given.get("NO_PROXY"), None)
+    )
+
+
+@pytest.mark.parametrize(
     ("model_id", "alias"),
     [("lab-tiny:1", "lab-tiny"), ("qwen-generic-cpu:3", "qwen"), ("odd", "odd"), ("a:b:1", "a:b")],
 )

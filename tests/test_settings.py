@@ -99,3 +99,11 @@ def test_an_odd_home_folder_is_no_crash() -> None:
     """~nobody may be unknown on this machine; the path is then taken as it stands."""
     settings = Settings.from_environment({"FOUNDRY_MODEL_DIR": "~no-such-user/model"})
     assert settings.model_dir == Path("~no-such-user/model").resolve()
+
+
+@pytest.mark.parametrize("key", ["s3cret\n", "two words", "schlüssel"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str) -> None:
+    """However it came: httpx's own error would print it."""
+    with pytest.raises(SettingsError, match="FOUNDRY_API_KEY") as caught:
+        Settings(api_key=key)
+    assert key.strip() not in str(caught.value)

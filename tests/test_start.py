@@ -198,7 +198,7 @@ def test_settings_of_another_python_are_dropped_and_the_way_to_the_index_kept() 
         "PATH": f"{start.BIN}{os.pathsep}bin",
         "JUPYTER_PREFER_ENV_PATH": "1",
         "NO_PROXY": "intranet,127.0.0.1,localhost,::1",
-        "no_proxy": "127.0.0.1,localhost,::1",
+        "no_proxy": "intranet,127.0.0.1,localhost,::1",
     }
 
 

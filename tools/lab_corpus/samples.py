@@ -324,10 +324,8 @@ EXAMINED: dict[str, Callable[[Split, random.Random], Sample]] = {
 }
 
 
-def training_sample(rng: random.Random, mostly_counting: bool = False) -> Sample:
+def training_sample(rng: random.Random) -> Sample:
     """One sample of the training mix."""
-    if mostly_counting and rng.random() < 0.55:
-        return counting("train", rng)
     (make,) = rng.choices(list(_MIX), list(_MIX.values()))
     return make("train", rng)
 
