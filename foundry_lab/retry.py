@@ -250,13 +250,13 @@ class RetryTransport(Layer):
         header = failed.headers.get("retry-after") if isinstance(failed, httpx.Response) else None
         floor = retry_after(header, datetime.now(UTC))
         wait = backoff + (floor or 0.0)
-        deadline = request.extensions.get("deadline", float("inf"))
+        deadline = request.extensions.get("deadline")
         call = request.extensions.get("call", "")
         if attempts >= self.policy.attempts:
             self._hook(GaveUp(attempts, "attempts", call))
         elif not _repeatable(request):
             self._hook(GaveUp(attempts, "body", call))
-        elif self._clock.now() + wait >= deadline:
+        elif deadline is not None and self._clock.now() + wait >= deadline:
             self._hook(GaveUp(attempts, "deadline", call))
         elif wait > self.policy.longest_wait:
             self._hook(GaveUp(attempts, "patience", call))

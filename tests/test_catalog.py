@@ -115,7 +115,7 @@ async def test_a_downloaded_model_is_listed_loaded_and_served(
             answer = await client.complete("What is jitter?", model="phi-4-mini")
             assert answer.model == running.model_id
             assert "random" in answer.content
-            await client.unload("phi-4-mini")
+            await client.unload("phi-4-mini", wait=True)
             assert (await client.health_check()).status == "degraded"
             await client.load("phi-4-mini")
 

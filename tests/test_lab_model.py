@@ -68,12 +68,12 @@ def test_context_is_4096_tokens() -> None:
         ("What is a circuit breaker?", "A circuit breaker watches calls to a service."),
         ("What is jitter?", "Jitter adds randomness to each wait"),
         ("what's a retry budget", "A retry budget limits retries to a fraction"),
-        ("What is TTFT?", "TTFT stands for time to first token. Time to first token is"),
+        ("What is TTFT?", "Time to first token is the time from sending"),
         ("What does SSE stand for?", "SSE stands for server-sent events."),
         ("What is a circut breaker?", "A circuit breaker watches calls to a service."),
         ("Why do I need a connection pool?", "A connection pool saves the time of a ne"),
-        pytest.param("Why do I need jitter?", "Without jitter, clients", marks=NOT_YET),
-        pytest.param("How does a circuit breaker work?", "A circuit breaker counts", marks=NOT_YET),
+        ("Why do I need jitter?", "Without jitter, clients"),
+        ("How does a circuit breaker work?", "A circuit breaker counts"),
         ("What does HTTP 503 mean?", "Status 503 means service unavailable"),
     ],
 )
@@ -103,7 +103,7 @@ def test_greeting(model: Model) -> None:
         (95, 130),
         (1, 300),
         (12, 96),
-        pytest.param(1, 500, marks=NOT_YET),
+        (1, 500),
     ],
 )
 def test_counting(model: Model, first: int, last: int) -> None:
@@ -136,7 +136,6 @@ def test_forms(model: Model) -> None:
     )
 
 
-@NOT_YET
 def test_two_terms_and_no_more(model: Model) -> None:
     """Two terms side by side, none of them twice."""
     assert model("What is the difference between a retry and jitter?") == (

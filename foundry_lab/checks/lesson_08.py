@@ -229,8 +229,8 @@ def _incidents() -> dict[str, list[Record]]:
         "a short outage": short,
         "a calm day": calm,
         "an outage that goes on": endless,
-        "calls that a breaker refused, all of them": refused,
         "a long outage, its records in no order": long,
+        "calls that a breaker refused, all of them": refused,
     }
 
 

@@ -120,7 +120,8 @@ def _loop(
     after = [one.ended for one in calls if one.outcome == "ok" and one.ended > last]
     over = lost and after and began is not None
     seconds = min(after) - (began or 0) if over else None
-    return {"began": began, "lost": lost, "per_call": sent / len(senders), "seconds": seconds}
+    per_call = sent / len(senders) if senders else None
+    return {"began": began, "lost": lost, "per_call": per_call, "seconds": seconds}
 
 
 def _ended(record: Record) -> float:

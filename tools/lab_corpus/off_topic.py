@@ -48,7 +48,7 @@ def question(rng: random.Random) -> str:
         _status,
         _everyday,
     )
-    (make,) = rng.choices(makers, (42, 8, 20, 6, 10, 2, 4, 4, 16))
+    (make,) = rng.choices(makers, (42, 8, 24, 6, 10, 2, 4, 4, 6))
     return make(rng)
 
 

@@ -294,13 +294,13 @@ def _in_form(skill: str) -> Callable[[Split, random.Random], Sample]:
 
 # How often each skill is trained.
 _MIX: dict[Callable[[Split, random.Random], Sample], float] = {
-    term: 34,
+    term: 44,
     reason: 5,
     working: 5,
     acronym: 3,
     difference: 7,
-    _in_form("json"): 11,
-    json_keys: 7,
+    _in_form("json"): 16,
+    json_keys: 8,
     _in_form("labelled"): 4,
     _in_form("five_words"): 5,
     _in_form("one_sentence"): 3,
@@ -308,7 +308,7 @@ _MIX: dict[Callable[[Split, random.Random], Sample], float] = {
     listing: 6,
     repeating: 8,
     courtesy: 3,
-    off_topic: 30,
+    off_topic: 20,
     conversation: 7,
 }
 # What tools/train_lab_model.py looks at while it trains.
