@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,8 +139,17 @@ class Child:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._folder)
         atexit.unregister(self.stop)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; whoever still has a file in it, as can be after a kill, gets a second."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 class _DownloadBar:
