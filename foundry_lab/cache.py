@@ -90,7 +90,7 @@ class Cache:
         if found := self._find(key):
             self.hits += 1
             return found, True
-        while (shared := self._under_way.get(key)) and not shared.abandoned:
+        while (shared := self._under_way.get(key)) and not shared.task.cancelling():
             with suppress(DeadlineExceeded):
                 completion = await shared.wait()
                 self.hits += 1
@@ -136,7 +136,6 @@ class _Shared:
 
     def __init__(self, call: Coroutine[Any, Any, Completion]) -> None:
         self.task = asyncio.create_task(call)
-        self.abandoned = False
         self._waiting = 0
 
     async def wait(self) -> Completion:
@@ -146,5 +145,4 @@ class _Shared:
         finally:
             self._waiting -= 1
             if not self._waiting:
-                self.abandoned = True
                 self.task.cancel()

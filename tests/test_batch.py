@@ -96,6 +96,8 @@ async def test_the_source_is_read_no_faster_than_worked_on() -> None:
     async with aclosing(batch(Stub(), endless(), concurrency=3, progress=False)) as results:
         async for _ in results:
             seen += 1
+            for _ in range(50):  # a slow reader: the workers have all the turns they want
+                await asyncio.sleep(0)
             assert taken <= seen + 2 * 3
             if seen == 50:
                 break

@@ -183,13 +183,30 @@ async def test_who_waits_for_anothers_call_keeps_the_own_deadline(service: Servi
 
 async def test_a_call_that_was_left_is_joined_by_nobody() -> None:
     """Who comes while a cancelled call still ends gets a call of their own."""
-    cache = Cache()
-    endless = Asked(wait=asyncio.Event())
-    first = asyncio.create_task(cache.get_or_ask("key", endless))
+    cache, may_end = Cache(), asyncio.Event()
+
+    async def ends_slowly() -> Completion:
+        try:
+            return await asyncio.Future()
+        finally:
+            await may_end.wait()
+
+    first = asyncio.create_task(cache.get_or_ask("key", ends_slowly))
     await asyncio.sleep(0)
+    await asyncio.sleep(0)  # now the call is under way
     first.cancel()
     await asyncio.wait([first])
-    assert await cache.get_or_ask("key", Asked("new")) == (completion("new"), False)
+    new_may_end = asyncio.Event()
+    new = asyncio.create_task(cache.get_or_ask("key", Asked("new", new_may_end)))
+    may_end.set()
+    for _ in range(10):  # the old call ends, while the new one goes on
+        await asyncio.sleep(0)
+    joined = asyncio.create_task(cache.get_or_ask("key", Asked("another")))
+    await asyncio.sleep(0)
+    new_may_end.set()
+    async with asyncio.timeout(5):
+        assert await new == (completion("new"), False)
+        assert await joined == (completion("new"), True)
     assert await cache.get_or_ask("key", Asked("newer")) == (completion("new"), True)
 
 

@@ -10,7 +10,6 @@ goes on from the last checkpoint (tools/.work). Then measure it with tools/repor
 
 import argparse
 import json
-import math
 import os
 import random
 import shutil
@@ -40,7 +39,6 @@ CHAT_TEMPLATE = (
 IGNORED = -100  # a target without loss
 SAMPLES_PER_STEP = 192
 ROWS_PER_PASS = 12  # with more, the short ones are padded to much longer neighbours
-LENGTH_STEP = 8
 WORKERS = 2  # processes with one thread each: faster than one process with two threads
 RISE = 60  # steps in which the learning rate comes; it goes over the second half of the run
 EXAMINED_EVERY = 200  # steps
@@ -152,11 +150,8 @@ class Encoder:
 
 
 def batch(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of about one length, padded at the end (causal attention never looks there).
-
-    Few lengths, as PyTorch prepares anew for each shape that it has not met.
-    """
-    longest = LENGTH_STEP * math.ceil(max(len(row.tokens) for row in rows) / LENGTH_STEP)
+    """Rows of about one length, padded at the end (causal attention never looks there)."""
+    longest = max(len(row.tokens) for row in rows)
 
     def pad(values: list[int], filler: int) -> list[int]:
         return values + [filler] * (longest - len(values))
