@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import httpx
+import openai
 from measure import Row, Samples, Target, in_turns, on_one_loop, second
 from recording import COUNTING, QUESTION, request_body
 
@@ -26,6 +27,7 @@ __all__ = ["first_token", "rows"]
 
 PATH = "/v1/chat/completions"
 OURS, PLAIN, SAME, RAW = "stream_complete", "plain httpx", "httpx by hand", "raw socket"
+OPENAI, ASYNC_OPENAI = "OpenAI", "AsyncOpenAI"
 WHOLE = "complete"
 
 
@@ -38,6 +40,8 @@ def rows(quick: bool) -> Iterator[Row]:
         yield Row.of("TTFT, reused connection", first, OURS, PLAIN, "ms", target)
         yield Row.of("TTFT, reused connection", first, OURS, RAW, "ms", ("≤", 1.25))
         yield Row.of("TTFT, reused connection", first, OURS, SAME, "ms")
+        yield Row.of("TTFT, a connection for each stream", first, OURS, OPENAI, "ms")
+        yield Row.of("TTFT, reused connection", first, OURS, ASYNC_OPENAI, "ms")
         yield Row.of(f"TTFT, {SAME}: the floor with httpx", first, SAME, RAW, "ms")
         for prompt, max_tokens in ((QUESTION, 100), (COUNTING, 300)):
             whole = _wholes(runner, service, prompt, max_tokens, 2 if quick else 60)
@@ -50,16 +54,22 @@ def _first_tokens(runner: asyncio.Runner, service: Service, rounds: int) -> Samp
     body = request_body(service.model_id, QUESTION, 100)
     client, raw = FoundryAPIClient(service, settings=Settings()), _RawSocket(service, body)
     plain, same = httpx.AsyncClient(base_url=service.url, timeout=30), _same_wire(service)
+    theirs: dict[str, Any] = {"base_url": f"{service.url}/v1", "api_key": "none", "max_retries": 0}
+    sync_openai, async_openai = openai.OpenAI(**theirs), openai.AsyncOpenAI(**theirs)
     contestants = {
         OURS: on_one_loop(runner, lambda: first_token(_ours(client, QUESTION, 100))),
         PLAIN: on_one_loop(runner, lambda: first_token(_lines(plain, body))),
         SAME: on_one_loop(runner, lambda: first_token(_by_hand(same, body))),
         RAW: raw.first_token,
+        OPENAI: lambda: _sync_first_token(sync_openai, body),
+        ASYNC_OPENAI: on_one_loop(runner, lambda: first_token(_openai(async_openai, body))),
     }
     try:
         return in_turns(rounds, {name: second(call) for name, call in contestants.items()})
     finally:
         raw.close()
+        sync_openai.close()
+        runner.run(async_openai.close())
         for http in (client, plain, same):
             runner.run(http.aclose())
 
@@ -113,6 +123,20 @@ async def _lines(client: httpx.AsyncClient, body: dict[str, object]) -> AsyncIte
         async for line in response.aiter_lines():
             if line.startswith("data: {") and (choices := json.loads(line[6:])["choices"]):
                 yield Chunk(choices[0]["delta"].get("content") or "")
+
+
+async def _openai(client: openai.AsyncOpenAI, body: dict[str, Any]) -> AsyncIterator[Chunk]:
+    async for chunk in await client.chat.completions.create(**body):
+        yield Chunk((chunk.choices and chunk.choices[0].delta.content) or "")
+
+
+def _sync_first_token(client: openai.OpenAI, body: dict[str, Any]) -> float:
+    """Return the milliseconds to the first text; then read the rest."""
+    began, first = time.perf_counter(), 0.0
+    for chunk in client.chat.completions.create(**body):
+        if not first and chunk.choices and chunk.choices[0].delta.content:
+            first = time.perf_counter() - began
+    return 1e3 * first
 
 
 async def first_token(chunks: AsyncIterator[Chunk]) -> float:

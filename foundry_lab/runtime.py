@@ -49,7 +49,7 @@ def main() -> None:
     plan, folder = Plan(**json.loads(sys.argv[1])), sys.argv[2]
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     try:
-        say({"event": "ready", **_serve(plan, folder, say)})
+        say({"event": "ready", "pid": os.getpid(), **_serve(plan, folder, say)})
     except FoundryLabError as error:
         _fail(say, error)
     except FoundryLocalException as error:

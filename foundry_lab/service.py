@@ -78,6 +78,7 @@ class Service:
         self._catalog_url = catalog_url
         self._cache_dir = cache_dir
         self._child: Child | None = None
+        self._pid: int | None = None  # its own word: a venv's python.exe is only a launcher
 
     def __enter__(self) -> Self:
         return self.start()
@@ -100,8 +101,8 @@ class Service:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the child; None for a service that was found running."""
-        return self._child.process.pid if self._child else None
+        """The process id of the runtime; None for a service that was found running."""
+        return self._pid if self._child else None
 
     @property
     def alive(self) -> bool:
@@ -200,6 +201,7 @@ class Service:
         self._child = Child(plan)
         ready = self._child.wait_until_ready()
         self.url, self.model_id, self.aliases = ready["url"], ready["model_id"], ready["aliases"]
+        self._pid = ready["pid"]
         self.port = httpx.URL(self.url).port or self.port
 
 

@@ -182,5 +182,6 @@ def test_it_runs_to_the_end_with_another_model(path: Path, other_model: Path) ->
     finally:
         del os.environ["FOUNDRY_MODEL_DIR"]
     outputs = str([cell.get("outputs") for cell in notebook.cells])
-    assert "count-bot:1" in outputs
-    assert "lab-tiny:1" not in outputs
+    keeps_the_small_one = path.stem == "06_latency"  # its loads and stalls are in milliseconds
+    assert ("count-bot:1" in outputs) != keeps_the_small_one
+    assert ("lab-tiny:1" in outputs) == keeps_the_small_one

@@ -16,8 +16,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from lab_corpus.off_topic import check_split
@@ -26,6 +29,7 @@ from lab_net import NORM_EPSILON, ROPE_THETA, LabNet, Shape
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, distributed, multiprocessing
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 TOOLS = Path(__file__).parent
 SHIPPED = TOOLS.parent / "foundry_lab" / "model"
@@ -37,6 +41,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 IGNORED = -100  # a target without loss
+CHECKPOINT = "checkpoint.pt"
 SAMPLES_PER_STEP = 192
 ROWS_PER_PASS = 12  # with more, the short ones are padded to much longer neighbours
 WORKERS = 2  # processes with one thread each: faster than one process with two threads
@@ -51,11 +56,13 @@ SHORTENED = {
     "count": 0.0,
     "repeat": 0.0,
 }
-# How often a prompt is cut into smaller pieces, where it is not in one of three.
-SPLIT = {"count": 0.0, "list": 0.0, "repeat": 0.0, "conversation": 0.1}
+# How often words of a prompt are cut, where it is not in one of three.
+CUT = {"count": 0.0, "list": 0.0, "repeat": 0.0, "conversation": 0.1}
+CUT_IN = 0.1  # of the places between two letters
 PEAK_RATE = 3e-3
-STARTING = "begin where runs with these --work ended: at the mean of their weights"
 MUON_RATE = 0.02
+# What is shipped, and examined, is a running mean of the weights: about the last 100 steps'.
+MEAN_DECAY = 0.99
 
 
 @dataclass(frozen=True)
@@ -111,42 +118,56 @@ def with_numbers(tokenizer: Tokenizer) -> Tokenizer:
 
 
 class Encoder:
-    """Samples to rows. Some prompts are cut into smaller pieces than usual (BPE dropout), so
-    that a misspelt word still looks like the right one."""
+    """Samples to rows. The words of some prompts are cut, so that other tokens than usual spell
+    them and a misspelt word still looks like the right one (after BPE dropout, whose own
+    randomness no seed repeats: https://arxiv.org/abs/1910.13267)."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.plain = tokenizer
-        self.splitting = Tokenizer.from_str(tokenizer.to_str())
-        self.splitting.model.dropout = 0.15
+        self.tokenizer = tokenizer
         self.end = tokenizer.token_to_id(TURN_END)
 
-    def prompt(self, sample: Sample, split_words: bool = False) -> list[int]:
+    def tokens(self, *pieces: str) -> list[int]:
+        """Token numbers of some pieces of text, each by itself."""
+        return [token for piece in pieces for token in self.tokenizer.encode(piece).ids]
+
+    def prompt(
+        self, sample: Sample, cut: Callable[[str], list[str]] = lambda text: [text]
+    ) -> list[int]:
         """The conversation after the chat template, ready for the answer."""
-        text = "".join(
-            f"{TURN_START}{message['role']}\n{message['content']}{TURN_END}\n"
+        turns = [
+            (f"{TURN_START}{message['role']}\n", *cut(message["content"]), f"{TURN_END}\n")
             for message in sample.messages
-        )
-        tokenizer = self.splitting if split_words else self.plain
-        tokens: list[int] = tokenizer.encode(text + f"{TURN_START}assistant\n").ids
-        return tokens
+        ]
+        return self.tokens(*chain(*turns), f"{TURN_START}assistant\n")
 
     def row(self, sample: Sample, rng: random.Random) -> Row:
-        """Prompt and answer. A windowed answer keeps the positions it has in the whole one."""
-        prompt = self.prompt(sample, rng.random() < SPLIT.get(sample.skill, 0.35))
-        answer = [*self.plain.encode(sample.answer).ids, self.end]
-        start, unknowable = 0, 0
-        if sample.window:
-            start, end = sample.window
-            answer = answer[start:end] if end < len(answer) - 1 else answer[start:]
-            # The first number of a window follows from nothing that is shown.
-            unknowable = 1 if start else 0
-        elif rng.random() < SHORTENED.get(sample.skill, 0.6):
+        """Prompt and answer. The windows of an answer keep the positions they have in it."""
+        cutting = CUT_IN if rng.random() < CUT.get(sample.skill, 0.35) else 0.0
+        prompt = self.prompt(sample, lambda text: cut_words(text, cutting, rng))
+        answer = [*self.tokens(sample.answer), self.end]
+        windows = sample.windows or [(0, len(answer))]
+        if not sample.windows and rng.random() < SHORTENED.get(sample.skill, 0.6):
             # Which entry it is shows in the first words; mostly that is all there is to learn.
-            answer = answer[: rng.randint(8, 20)]
-        tokens = [*prompt, *answer]
-        positions = [*range(len(prompt)), *range(len(prompt) + start, len(tokens) + start)]
-        targets = [IGNORED] * (len(prompt) - 1 + unknowable) + answer[unknowable:] + [IGNORED]
-        return Row(tokens, positions, targets)
+            windows = [(0, rng.randint(8, 20))]
+        tokens, positions = list(prompt), list(range(len(prompt)))
+        learnt = [IGNORED] * len(prompt)
+        for start, end in windows:
+            piece = answer[start:end]
+            tokens += piece
+            positions += range(len(prompt) + start, len(prompt) + start + len(piece))
+            # The first number of a later window follows from nothing that is shown.
+            learnt += [IGNORED if start else piece[0], *piece[1:]]
+        return Row(tokens, positions, [*learnt[1:], IGNORED])
+
+
+def cut_words(text: str, share: float, rng: random.Random) -> list[str]:
+    """The text, cut at a share of the places between two letters."""
+    cuts = [
+        i
+        for i in range(1, len(text))
+        if text[i - 1].isalpha() and text[i].isalpha() and rng.random() < share
+    ]
+    return [text[i:j] for i, j in pairwise([0, *cuts, len(text)])]
 
 
 def batch(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,25 +226,55 @@ def optimizers(net: LabNet) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate(step: int, options: argparse.Namespace) -> float:
+def rate(step: int, steps: int) -> float:
     """Learning rate as a share of the largest: a rise, a plateau, and a fall to nothing."""
-    steps: int = options.steps
-    peak: float = options.peak
-    return peak * min(1.0, (step + 1) / RISE, 2 * (steps - step) / steps)
+    return min(1.0, (step + 1) / RISE, 2 * (steps - step) / steps)
 
 
-def resume(net: LabNet, tools: list[torch.optim.Optimizer], steps: int, checkpoint: Path) -> int:
-    """Load the checkpoint, if there is one of a run of the same length; where to go on."""
-    if not checkpoint.exists():
-        return 0
-    saved = torch.load(checkpoint, weights_only=True)
-    if saved["steps"] != steps:  # the learning rate depends on it
-        return 0
-    net.load_state_dict(saved["net"])
-    for tool, state in zip(tools, saved["tools"], strict=True):
-        tool.load_state_dict(state)
-    step: int = saved["step"]
-    return step
+@dataclass(frozen=True)
+class Learner:
+    """All that a run changes as it goes, and a checkpoint keeps."""
+
+    net: LabNet
+    tools: list[torch.optim.Optimizer]
+    mean: AveragedModel
+
+    @staticmethod
+    def of(net: LabNet) -> "Learner":
+        """A beginner."""
+        average = get_ema_multi_avg_fn(MEAN_DECAY)
+        return Learner(net, optimizers(net), AveragedModel(net, multi_avg_fn=average))
+
+    def step(self, share: float) -> None:
+        """Go one step against the gradients, at a `share` of the largest learning rate."""
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        for tool, peak in zip(self.tools, (MUON_RATE, PEAK_RATE), strict=True):
+            tool.param_groups[0]["lr"] = peak * share
+            tool.step()
+            tool.zero_grad()
+        self.mean.update_parameters(self.net)
+
+    def _parts(self) -> list[Any]:
+        return [self.net, *self.tools, self.mean]
+
+    def save(self, path: Path, step: int, steps: int) -> None:
+        """Write a checkpoint; an interrupted write leaves the old one."""
+        new = path.with_suffix(".new")
+        parts = [part.state_dict() for part in self._parts()]
+        torch.save({"parts": parts, "step": step, "steps": steps}, new)
+        new.replace(path)
+
+    def resume(self, path: Path, steps: int) -> int:
+        """Load the checkpoint, if there is one of a run of the same length; where to go on."""
+        if not path.exists():
+            return 0
+        saved = torch.load(path, weights_only=True)
+        if saved["steps"] != steps:  # the learning rate depends on it
+            return 0
+        for part, state in zip(self._parts(), saved["parts"], strict=True):
+            part.load_state_dict(state)
+        step: int = saved["step"]
+        return step
 
 
 def train(net: LabNet, encoder: Encoder, options: argparse.Namespace) -> None:
@@ -231,17 +282,13 @@ def train(net: LabNet, encoder: Encoder, options: argparse.Namespace) -> None:
 
     Each worker takes its share of a step's rows; they add up their gradients.
     """
-    steps, checkpoint = options.steps, options.work / "checkpoint.pt"
-    rank, tools = distributed.get_rank(), optimizers(net)
-    first = resume(net, tools, steps, checkpoint)
-    if not rank and not checkpoint.exists():  # --steps 0 exports what it starts with
-        save(checkpoint, net, tools, 0, steps)
+    steps, checkpoint = options.steps, options.work / CHECKPOINT
+    rank, learner = distributed.get_rank(), Learner.of(net)
+    first = learner.resume(checkpoint, steps)
     began, seen = time.perf_counter(), 0
     for step in range(first, steps):
         if (parent := multiprocessing.parent_process()) and not parent.is_alive():
             sys.exit("The program that started this worker is gone.")
-        for tool, peak in zip(tools, (MUON_RATE, PEAK_RATE), strict=True):
-            tool.param_groups[0]["lr"] = peak * rate(step, options)
         rows = step_rows(step, rank, options.seed, encoder)
         n = torch.tensor(float(sum(t != IGNORED for row in rows for t in row.targets)))
         total = torch.zeros(())
@@ -253,10 +300,7 @@ def train(net: LabNet, encoder: Encoder, options: argparse.Namespace) -> None:
         for p in net.parameters():
             if p.grad is not None:
                 p.grad /= n
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for tool in tools:
-            tool.step()
-            tool.zero_grad()
+        learner.step(rate(step, steps))
         seen += WORKERS * sum(len(row.tokens) for row in rows)
         if rank:
             continue
@@ -264,9 +308,9 @@ def train(net: LabNet, encoder: Encoder, options: argparse.Namespace) -> None:
             taken = time.perf_counter() - began
             progress(step + 1, steps, (step + 1 - first), taken, total / n, seen)
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            save(checkpoint, net, tools, step + 1, steps)
+            learner.save(checkpoint, step + 1, steps)
         if (step + 1) % EXAMINED_EVERY == 0:
-            print(f"  exact: {examine(net, encoder)}", flush=True)
+            print(f"  exact: {examine(learner.mean.module, encoder)}", flush=True)
 
 
 def examine(net: LabNet, encoder: Encoder, n: int = 48) -> str:
@@ -279,7 +323,7 @@ def examine(net: LabNet, encoder: Encoder, n: int = 48) -> str:
     for name, skill in EXAMINED.items():
         rng, right = random.Random(name), 0  # noqa: S311 - repeatable, not secret
         for sample in [skill("held_out", rng) for _ in range(n)]:
-            answer = [*encoder.plain.encode(sample.answer).ids, encoder.end]
+            answer = [*encoder.tokens(sample.answer), encoder.end]
             prompt = encoder.prompt(sample)
             tokens = torch.tensor([[*prompt, *answer]])
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -309,16 +353,6 @@ def progress(step: int, steps: int, done: int, taken: float, loss: Tensor, token
     )
 
 
-def save(
-    path: Path, net: LabNet, tools: list[torch.optim.Optimizer], step: int, steps: int
-) -> None:
-    """Write a checkpoint; an interrupted write leaves the old one."""
-    state = {"net": net.state_dict(), "tools": [tool.state_dict() for tool in tools]}
-    new = path.with_suffix(".new")
-    torch.save({**state, "step": step, "steps": steps}, new)
-    new.replace(path)
-
-
 # --- export ---------------------------------------------------------------------------------
 
 
@@ -333,7 +367,6 @@ def export(net: LabNet, tokenizer: Tokenizer, precision: str, work: Path, shippe
         intermediate_size=shape.feed_forward,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
         max_position_embeddings=shape.context,
         rms_norm_eps=NORM_EPSILON,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
@@ -380,12 +413,6 @@ def make_net(seed: int, tokenizer: Tokenizer) -> LabNet:
     return LabNet(Shape(vocabulary=tokenizer.get_vocab_size()))
 
 
-def mean_of(works: list[Path]) -> dict[str, Tensor]:
-    """The mean of the weights at which some runs ended."""
-    nets = [torch.load(work / "checkpoint.pt", weights_only=True)["net"] for work in works]
-    return {name: torch.stack([net[name] for net in nets]).mean(0) for name in nets[0]}
-
-
 def worker(rank: int, options: argparse.Namespace) -> None:
     """One of the processes that train together."""
     torch.set_num_threads(1)
@@ -393,8 +420,6 @@ def worker(rank: int, options: argparse.Namespace) -> None:
     distributed.init_process_group("gloo", meeting, rank=rank, world_size=WORKERS)
     tokenizer = Tokenizer.from_file(str(options.work / "tokenizer.json"))
     net = make_net(options.seed, tokenizer)
-    if options.start:
-        net.load_state_dict(mean_of(options.start))
     try:
         train(net, Encoder(tokenizer), options)
     except KeyboardInterrupt:
@@ -405,11 +430,9 @@ def main() -> None:
     """Read the options, train, export."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--vocabulary", type=int, default=1536, help="without numbers")
     parser.add_argument("--precision", default="int8", choices=("int4", "int8", "fp32"))
-    parser.add_argument("--peak", type=float, default=1.0, help="largest learning rate")
-    parser.add_argument("--start", type=Path, nargs="+", metavar="WORK", help=STARTING)
     parser.add_argument("--work", type=Path, default=TOOLS / ".work")
     parser.add_argument("--out", type=Path, default=SHIPPED)
     options = parser.parse_args()
@@ -417,9 +440,7 @@ def main() -> None:
     (options.work / "meeting").unlink(missing_ok=True)
     check_split()
     kept = options.work / "tokenizer.json"
-    if not kept.exists() and options.start:  # weights are worth nothing with another tokenizer
-        shutil.copyfile(options.start[0] / "tokenizer.json", kept)
-    elif not kept.exists():
+    if not kept.exists():
         make_tokenizer(options.seed, options.vocabulary).save(str(kept))
     tokenizer = Tokenizer.from_file(str(kept))
     net = make_net(options.seed, tokenizer)
@@ -429,8 +450,9 @@ def main() -> None:
         multiprocessing.start_processes(worker, (options,), nprocs=WORKERS, start_method="spawn")
     except (KeyboardInterrupt, multiprocessing.ProcessExitedException):
         sys.exit("Stopped. The same command goes on from the last checkpoint.")
-    net.load_state_dict(torch.load(options.work / "checkpoint.pt", weights_only=True)["net"])
-    export(net, tokenizer, options.precision, options.work, options.out)
+    learner = Learner.of(net)
+    learner.resume(options.work / CHECKPOINT, options.steps)
+    export(learner.mean.module, tokenizer, options.precision, options.work, options.out)
     print(f"written to {options.out}")
 
 

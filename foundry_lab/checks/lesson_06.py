@@ -189,6 +189,8 @@ REPORTS: list[tuple[str, list[_Call], dict[str, float | None], str]] = [
         {"max_s": 60.0, "p95_s": 57.0},
         "the nearest rank: sorted, rounded up, counted from 1",
     ),
+    ("58 answers", [_QUICK] * 58, {"p95_s": None}, "how many calls a p95 takes"),
+    ("59 answers", [_QUICK] * 59, {"p95_s": 1.0}, "how many calls a p95 takes"),
     (
         "one answer: prompt of 1,000 tokens, first token after 2 s, all 41 after 4 s",
         [_Call(2.0, 4.0, 1_000, 41)],
@@ -202,9 +204,9 @@ REPORTS: list[tuple[str, list[_Call], dict[str, float | None], str]] = [
         "whether a single token has a speed",
     ),
     (
-        "two such answers, and a stream that broke after 3 of 100 s",
-        [_QUICK, _Call(1.0, 100.0, tokens=3, ok=False), _QUICK],
-        {"failed": 1, "tokens_per_s": 20.0},
+        "one such answer, and two streams that broke, after 3 tokens in 100 s",
+        [_QUICK, *[_Call(1.0, 100.0, tokens=3, ok=False)] * 2],
+        {"failed": 2, "tokens_per_s": 20.0},
         "which calls are answers",
     ),
     (
@@ -294,6 +296,13 @@ def honest(function: Callable[..., Any]) -> None:
             expected=f"latencies whose sum is {sum(wanted):g} ms",
             happened=f"it gave {_rounded(got)}, in all {sum(got):g} ms",
             look=look,
+        )
+        expect(
+            np.allclose(got, wanted),
+            tried=tried,
+            expected="the latencies in the order in which the requests were due",
+            happened=f"it gave {_rounded(got)}",
+            look="when each of them was due",
         )
 
 

@@ -56,8 +56,8 @@ def in_order(function: Callable[..., Any]) -> None:
         tried = f"{count} prompts, {k} at a time; number 4 is refused with a ValueError"
         shop = _Shop()
         got = value_of(_collected, function, shop, count, k, tried=tried)
-        told = [str(one) if isinstance(one, Exception) else one for one in got]
-        right = [f"answer {n}" if n != 4 else "refused" for n in range(count)]
+        told = [repr(one) if isinstance(one, Exception) else one for one in got]
+        right = [f"answer {n}" if n != 4 else "ValueError('refused')" for n in range(count)]
         expect(
             sorted(map(str, told)) == sorted(right),
             tried=tried,
@@ -421,6 +421,8 @@ async def _error(kind: Callable[..., Any]) -> Verdict:
     got = await asyncio.gather(*waiting, return_exceptions=True)
     raised = sum(isinstance(one, ConnectionError) for one in got)
     wrong = "" if raised == 5 else f"{raised} of the 5 got the ConnectionError"
+    if not wrong and source.asked != 1:
+        wrong = f"{source.asked} calls were made, one after the other"
     source.fails = False
     try:
         later = await get("a", source.ask)
@@ -428,7 +430,7 @@ async def _error(kind: Callable[..., Any]) -> Verdict:
         later = None
     if later != "an answer":
         wrong = "who came later, when all was well, got the old error"
-    expected = "the error for all five, and a new call for one who comes later"
+    expected = "one call, its error for all five, and a new call for one who comes later"
     return expected, wrong, "what is kept after a call that failed, and when it is forgotten"
 
 

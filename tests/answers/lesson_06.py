@@ -201,7 +201,7 @@ ANSWERS = {
                 "ZeroDivisionError",
             ),
             "broken streams": (
-                lambda c: _sum_up(c, has_speed=lambda call: call.tokens > 1, middle=min),
+                lambda c: _sum_up(c, has_speed=lambda call: call.tokens > 1),
                 "tokens_per_s was 0.020202",
             ),
             "a mean": (lambda c: _sum_up(c, middle=statistics.mean), "does to a mean"),

@@ -214,6 +214,16 @@ class _Locks:
                 self._errors.pop(key, None)
 
 
+class _RetriesInLine(_Locks):
+    """A plain lock for each key: in an outage the callers ask one after the other."""
+
+    async def get(self, key: str, ask: Callable[[], Awaitable[str]]) -> str:
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if key not in self._kept:
+                self._kept[key] = await ask()
+            return self._kept[key]
+
+
 class _Plain:
     def __init__(self) -> None:
         self._kept = dict[str, str]()
@@ -310,6 +320,7 @@ ANSWERS = {
         right=[_Locks],
         wrong={
             "look, ask, store": (_Plain, "20 calls were made"),
+            "a plain lock for each key": (_RetriesInLine, "one after the other"),
             "one lock for all": (_OneLock, "one waited for the other"),
             "keeps errors": (_KeepsErrors, "got the old error"),
             "the first takes all with it": (_NoShield, "of the other two got the answer"),

@@ -9,9 +9,10 @@ by checksum   one count range in ten and one list in five are refused in trainin
 import json
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 from . import off_topic as unknown
 from .asking import Split, ask, data, fill, fill_two, made_up_word, phrasing, style, system_message
@@ -27,7 +28,7 @@ class Sample:
     """A conversation and the answer to learn.
 
     `accepted` are all answers that count as right, if there are several; `entry` is the term it
-    is about. Of a long count training sees a `window`: (start, end) in tokens of the answer.
+    is about. Of a long count training sees a few `windows`: (start, end) in tokens of the answer.
     """
 
     messages: tuple[Message, ...]
@@ -35,7 +36,7 @@ class Sample:
     skill: str
     entry: str = ""
     accepted: frozenset[str] = frozenset()
-    window: tuple[int, int] | None = None
+    windows: tuple[tuple[int, int], ...] = ()
 
 
 def fixed_answer(kind: str) -> str:
@@ -51,7 +52,7 @@ def _one_in(n: int, what: str) -> bool:
 
 def is_held_out(entry: Entry, skill: str) -> bool:
     """Whether `entry` is never asked in this skill during training."""
-    return _one_in(5, f"{skill}:{entry.term}")
+    return skill in ("json", "five_words", "one_sentence") and _one_in(5, f"{skill}:{entry.term}")
 
 
 def chat(question: str, system: str = "") -> tuple[Message, ...]:
@@ -175,7 +176,7 @@ def _entry_for(skill: str, split: Split, rng: random.Random) -> Entry:
 
 def json_keys(split: Split, rng: random.Random) -> Sample:
     """X as JSON with keys that the question names."""
-    entry = _entry_for("json_keys", split, rng)
+    entry = rng.choice(glossary())
     name, text = any_word("key", rng), any_word("value", rng)
     question = _question("json_keys", entry, split, rng).replace("{k}", name).replace("{v}", text)
     question = question.replace("{K}", name.upper()).replace("{V}", text.upper())
@@ -196,7 +197,7 @@ def count_sample(split: Split, rng: random.Random, first: int, last: int) -> Sam
 
 
 def counting(split: Split, rng: random.Random, longest: int = LAST_NUMBER) -> Sample:
-    """A random range. Of a long one training sees a window, mostly where it must stop."""
+    """A random range. Of a long one training sees some windows, the last one where it must stop."""
     length = rng.randint(1, rng.choice((30, min(300, longest), min(300, longest), longest)))
     first = 1 if rng.random() < 0.35 else rng.randint(0, rng.choice((20, 100, LAST_NUMBER)))
     last = min(first + length - 1, LAST_NUMBER)
@@ -205,31 +206,37 @@ def counting(split: Split, rng: random.Random, longest: int = LAST_NUMBER) -> Sa
     sample = count_sample(split, rng, first, last)
     if split == "held_out" or length <= 6 or rng.random() < 0.006:
         return sample
-    start = max(first, _window_start(first, last, rng))
-    numbers_before, shown = start - first, rng.randint(3, 8)
-    return replace(sample, window=(2 * numbers_before, 2 * (numbers_before + shown)))
+    return replace(sample, windows=tuple(_windows(first, last, rng)))
+
+
+def _windows(first: int, last: int, rng: random.Random) -> Iterator[tuple[int, int]]:
+    """Up to four short pieces of a count, in order; the last one begins near the end."""
+    elsewhere = [_window_start(first, last, rng) for _ in range(rng.randint(1, 3))]
+    starts = sorted({*elsewhere, max(first, last - rng.randint(0, 3))})
+    for start, following in pairwise(starts):
+        yield 2 * (start - first), 2 * (min(start + rng.randint(3, 5), following) - first)
+    yield 2 * (starts[-1] - first), 2 * (last + 1 - first)
 
 
 def _window_start(first: int, last: int, rng: random.Random) -> int:
-    """At the end, at the beginning, or at a number that looks like the last one, and is not."""
-    near_the_end = last - rng.randint(0, 3)
+    """The beginning, any number, or one that looks like the last one and is not."""
     alike = last - rng.choice((1, 10, 100)) * rng.randint(1, 9) - rng.randint(0, 3)
-    (start,) = rng.choices((near_the_end, first, alike, rng.randint(first, last)), (60, 12, 20, 8))
-    return start
+    (start,) = rng.choices((first, rng.randint(first, last), alike), (3, 3, 5))
+    return max(first, start)
 
 
 def listing(split: Split, rng: random.Random) -> Sample:
     """A numbered list of n terms."""
     lists: dict[str, list[str]] = data("skills.toml")["lists"]
-    topic, n = rng.choice(list(lists)), rng.randint(1, 10)
+    of_anything, n = rng.random() < 0.25, rng.randint(1, 10)
+    topic = "HTTP" if of_anything else rng.choice(list(lists))
     if _one_in(5, f"{topic} {n}") != (split == "held_out"):
         return listing(split, rng)
-    of_anything = rng.random() < 0.25
     core = phrasing(split, "list_any" if of_anything else "list", rng)
     in_words: list[str] = data("phrasings.toml")["words"]["number"].split()
     number = str(n) if rng.random() < 0.5 else in_words[n - 1]
     question = ask(core.replace("{n}", number).replace("{topic}", topic), split, rng, typos=0.03)
-    items = lists["HTTP" if of_anything else topic][:n]
+    items = lists[topic][:n]
     answer = "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
     return Sample(chat(question, _system(split, rng)), answer, "list")
 
@@ -294,21 +301,21 @@ def _in_form(skill: str) -> Callable[[Split, random.Random], Sample]:
 
 # How often each skill is trained.
 _MIX: dict[Callable[[Split, random.Random], Sample], float] = {
-    term: 44,
+    term: 46,
     reason: 5,
     working: 5,
     acronym: 3,
     difference: 7,
     _in_form("json"): 16,
-    json_keys: 8,
+    json_keys: 10,
     _in_form("labelled"): 4,
-    _in_form("five_words"): 5,
+    _in_form("five_words"): 6,
     _in_form("one_sentence"): 3,
     counting: 40,
     listing: 6,
     repeating: 8,
     courtesy: 3,
-    off_topic: 20,
+    off_topic: 24,
     conversation: 7,
 }
 # What tools/train_lab_model.py looks at while it trains.
