@@ -5,14 +5,15 @@ from collections.abc import Callable
 
 import pytest
 from lab_corpus import asking, off_topic, samples
+from lab_corpus.asking import Split
 from lab_corpus.glossary import glossary
 from lab_corpus.samples import Sample
 
 N = 300
-Maker = Callable[[samples.Split, random.Random], Sample]
+Maker = Callable[[Split, random.Random], Sample]
 
 
-def drawn(make: Maker, split: samples.Split = "train", n: int = N) -> list[Sample]:
+def drawn(make: Maker, split: Split = "train", n: int = N) -> list[Sample]:
     """Some samples of a kind, the same in every run."""
     rng = random.Random(1)  # noqa: S311 - repeatable, not secret
     return [make(split, rng) for _ in range(n)]
@@ -38,7 +39,7 @@ def test_held_out_entries_are_never_asked_in_their_form(form: str) -> None:
     """Training asks only the one group of entries for a form, the examination only the other."""
     held_out = {entry.term for entry in glossary() if samples.is_held_out(entry, form)}
 
-    def make(split: samples.Split, rng: random.Random) -> Sample:
+    def make(split: Split, rng: random.Random) -> Sample:
         return samples.formed(form, split, rng)
 
     assert len(held_out) > len(glossary()) / 10
@@ -69,7 +70,7 @@ def test_windows_of_a_count_are_in_order_and_end_with_its_end() -> None:
 def test_the_same_seed_gives_the_same_samples() -> None:
     """Training can be repeated."""
 
-    def make(_split: samples.Split, rng: random.Random) -> Sample:
+    def make(_split: Split, rng: random.Random) -> Sample:
         return samples.training_sample(rng)
 
     assert drawn(make) == drawn(make)

@@ -72,7 +72,6 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden, shape.hidden, bias=False)
         self.o_proj = nn.Linear(shape.hidden, shape.hidden, bias=False)
 
-    @torch.no_grad()
     def look_for_the_same(self) -> None:
         """Let each head begin with attention to tokens like the one it stands at.
 
@@ -86,8 +85,8 @@ class Attention(nn.Module):
             strict=True,
         ):
             same = nn.init.orthogonal_(torch.empty_like(query))
-            query += same
-            key += same
+            query.data += same
+            key.data += same
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         batch, length, _ = x.shape
