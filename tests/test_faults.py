@@ -25,6 +25,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from essay import ESSAY
 
 from foundry_lab import Service
 from foundry_lab.errors import FoundryLabError, InvalidRequest, PortInUse, SettingsError
@@ -177,7 +178,7 @@ def test_without_a_fault_a_chat_is_the_services(
 
 def test_events_arrive_one_by_one(client: httpx.Client, proxy: FaultProxy) -> None:
     """The proxy hands a stream on as it comes: the first event is there before the last is made."""
-    with client.stream("POST", CHAT, json=ask(COUNT, max_tokens=2000)) as response:
+    with client.stream("POST", CHAT, json=ask(COUNT) | ESSAY) as response:
         packets = response.iter_raw()
         next(packets)
         assert proxy.seen[-1].outcome == ""
@@ -781,7 +782,7 @@ def test_open_connections_are_counted(proxy: FaultProxy) -> None:
 
 def test_a_client_that_leaves_frees_the_service(own_service: Service) -> None:
     """Long before the answer would have been whole, its model can be unloaded."""
-    body = ask(COUNT, max_tokens=2000)
+    body = ask(COUNT) | ESSAY
     unload = f"{own_service.url}/models/unload/{own_service.alias}"
     began = time.monotonic()
     assert "[DONE]" in post(own_service.url + CHAT, body).text
@@ -812,7 +813,7 @@ def test_a_service_that_is_down_is_a_502(own_service: Service) -> None:
 
 def test_a_service_that_dies_in_mid_body_is_a_reset(own_service: Service) -> None:
     """The client learns of it though it has its 200."""
-    body = ask(COUNT, max_tokens=2000)
+    body = ask(COUNT) | ESSAY
     with (
         FaultProxy(own_service.url, Always(Pace(50))) as proxy,
         connect(base_url=proxy.url) as client,
@@ -848,7 +849,7 @@ def test_close_leaves_nothing(service: Service, plan: Any) -> None:
     with connect(base_url=proxy.url) as client, ThreadPoolExecutor(3) as pool:
         client.get("/models/loaded")
         proxy.plan = plan
-        body = ask(COUNT, max_tokens=2000)
+        body = ask(COUNT) | ESSAY
         answers = [pool.submit(Packets, client, body) for _ in range(3)]
         until(lambda: len(proxy.seen) == 4 or all(answer.done() for answer in answers))
         proxy.close()
