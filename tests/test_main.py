@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from foundry_lab import Service
+from foundry_lab.faults import Always, FaultProxy, Stall
+from foundry_lab.settings import BUNDLED_MODEL, Settings
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +52,12 @@ def test_doctor_names_a_bad_setting() -> None:
 
 def test_doctor_reports_an_answer_that_does_not_come() -> None:
     """A timeout is a finding too."""
-    report = run("doctor", FOUNDRY_TIMEOUT="0.000001")
+    silent = Always(Stall())
+    with (
+        Service(Settings(model=BUNDLED_MODEL)) as service,
+        FaultProxy(service.url, silent, only="/v1/chat/completions") as proxy,
+    ):
+        report = run("doctor", FOUNDRY_ENDPOINT=proxy.url, FOUNDRY_TIMEOUT="0.5")
     assert report.returncode == 1
     assert "NOT  answer" in report.stdout
     assert report.stderr == ""
