@@ -176,6 +176,8 @@ ANSWERS = {
         right=[_sum_up],
         wrong={
             "p95 of three": (lambda c: _sum_up(c, least=1), "p95_s was 191.8"),
+            "p95 of twenty": (lambda c: _sum_up(c, least=20), "p95_s was 1"),
+            "p95 of sixty only": (lambda c: _sum_up(c, least=60), "p95_s was None"),
             "leaves failures out": (
                 lambda c: _sum_up(c, timed=lambda call: call.ok),
                 "max_s was 1",
@@ -226,6 +228,10 @@ ANSWERS = {
             "in the moment of the answer": (
                 lambda log, interval: _holes(log, interval, until=lambda ended: ended + 1e-9),
                 "it gave 4: [20.0, 10.0, 0.0, 1.0]",
+            ),
+            "sorted by length": (
+                lambda log, interval: sorted(_by_plan(log, interval)),
+                "when each of them was due",
             ),
             "between rows only": (_between_rows, "the last row of the log"),
             "always 10": (lambda log, interval: _holes(log, 10), "the interval of the plan"),

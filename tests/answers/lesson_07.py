@@ -84,6 +84,11 @@ async def _window(
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _in_words(ask: Ask, prompts: Iterable[Any], k: int) -> AsyncIterator[Any]:
+    async for result in _window(ask, prompts, k):
+        yield str(result)
+
+
 async def _gathered(ask: Ask, prompts: Iterable[Any], k: int) -> AsyncIterator[Any]:
     places = asyncio.Semaphore(k)
 
@@ -272,6 +277,7 @@ ANSWERS = {
     "07-1": Answers(
         right=[_window, _by_places],
         wrong={
+            "the error's words only": (_in_words, "or the exception itself"),
             "gather takes all": (_gathered, "were taken that had not been handed over"),
             "in the order they are done": (_as_done, "they came in the order"),
             "one at a time": (lambda *a: _window(*a, at_once=False), "there were 1"),
