@@ -20,6 +20,9 @@ from foundry_lab.errors import DeadlineExceeded, InvalidRequest
 
 __all__ = ["Cache", "cache_key"]
 
+LOCKED = 0.1
+"""Seconds to wait for a file that another program writes; the event loop waits with it."""
+
 
 def cache_key(body: dict[str, Any]) -> str | None:
     """Name a request: those with one answer have one name. None if it must not be cached.
@@ -35,6 +38,8 @@ def cache_key(body: dict[str, Any]) -> str | None:
 
 class Cache:
     """Keeps completions.
+
+    A file that is locked or full costs no answer: it is asked for, and not kept.
 
     Args:
         path: A file to keep them in; None keeps them in memory only.
@@ -59,7 +64,7 @@ class Cache:
         self.hits = self.misses = 0
         self._max_entries, self._max_age, self._now = max_entries, max_age, now
         self._under_way: dict[str, _Shared] = {}
-        self._store = sqlite3.connect(path or ":memory:", isolation_level=None)
+        self._store = sqlite3.connect(path or ":memory:", LOCKED, isolation_level=None)
         self._store.execute("PRAGMA journal_mode = WAL")
         self._store.execute(
             "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, body TEXT, "
@@ -90,7 +95,7 @@ class Cache:
         if found := self._find(key):
             self.hits += 1
             return found, True
-        while (shared := self._under_way.get(key)) and not shared.task.cancelling():
+        while (shared := self._under_way.get(key)) and shared.goes_on:
             with suppress(DeadlineExceeded):
                 completion = await shared.wait()
                 self.hits += 1
@@ -110,18 +115,23 @@ class Cache:
             del self._under_way[key]
 
     def _find(self, key: str) -> Completion | None:
-        now = self._now()
-        row = self._store.execute(
-            "UPDATE answers SET used = ? WHERE key = ? AND stored > ? RETURNING body",
-            (now, key, now - self._max_age),
-        ).fetchone()
+        now, row = self._now(), None
+        with suppress(sqlite3.OperationalError):
+            row = self._store.execute(
+                "SELECT body FROM answers WHERE key = ? AND stored > ?", (key, now - self._max_age)
+            ).fetchone()
+            self._store.execute("UPDATE answers SET used = ? WHERE key = ?", (now, key))
         return Completion.model_validate_json(row[0]) if row else None
 
     def _keep(self, key: str, completion: Completion) -> None:
+        with suppress(sqlite3.OperationalError):
+            self._insert(key, completion.model_dump_json())
+
+    def _insert(self, key: str, body: str) -> None:
         now = self._now()
         self._store.execute(
             "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-            (key, completion.model_dump_json(), now, now),
+            (key, body, now, now),
         )
         self._store.execute("DELETE FROM answers WHERE stored <= ?", (now - self._max_age,))
         self._store.execute(
@@ -137,6 +147,10 @@ class _Shared:
     def __init__(self, call: Coroutine[Any, Any, Completion]) -> None:
         self.task = asyncio.create_task(call)
         self._waiting = 0
+
+    @property
+    def goes_on(self) -> bool:
+        return not (self.task.done() or self.task.cancelling())
 
     async def wait(self) -> Completion:
         self._waiting += 1

@@ -1,6 +1,8 @@
 """Cache: only what is deterministic, one call for many, and a store that survives a kill."""
 
 import asyncio
+import itertools
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -67,6 +69,41 @@ async def test_a_stampede_makes_one_call() -> None:
     gate.set()
     assert {answer.content for answer, _ in await asyncio.gather(*callers)} == {"answer"}
     assert ask.times == 1
+
+
+async def test_one_who_comes_as_the_shared_call_ends_asks_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call that has missed its deadline, and is not yet forgotten, is not waited for."""
+    cache, late, waits = Cache(), list[asyncio.Task[tuple[Completion, bool]]](), itertools.count()
+    shield = asyncio.shield
+
+    def bounded(task: asyncio.Task[Completion]) -> asyncio.Future[Completion]:
+        assert next(waits) < 100, "it waits for what has ended, again and again"
+        return shield(task)
+
+    async def too_slow() -> Completion:
+        late.append(asyncio.create_task(cache.get_or_ask("k", Asked())))
+        raise DeadlineExceeded("late", fix="-")
+
+    monkeypatch.setattr(asyncio, "shield", bounded)
+    with pytest.raises(DeadlineExceeded):
+        await cache.get_or_ask("k", too_slow)
+    assert await late[0] == (completion("answer"), False)
+
+
+async def test_a_file_that_cannot_be_used_costs_no_answer(tmp_path: Path) -> None:
+    """While another program writes it, answers are asked for and not kept; afterwards they are."""
+    cache, ask = Cache(tmp_path / "cache.db"), Asked()
+    other = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for _ in range(2):
+        assert await cache.get_or_ask("k", ask) == (completion("answer"), False)
+    other.execute("COMMIT")
+    other.close()
+    await cache.get_or_ask("k", ask)
+    assert await cache.get_or_ask("k", ask) == (completion("answer"), True)
+    assert ask.times == 3
 
 
 async def test_the_call_lives_as_long_as_somebody_waits() -> None:
