@@ -6,6 +6,7 @@ done), the event ``[DONE]`` (the service has said all), and the end of the body.
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from textwrap import shorten
 
 from pydantic import BaseModel, ValidationError
 
@@ -97,8 +98,8 @@ def text_of(packets: Iterable[bytes]) -> str:
 def _chunk(data: str) -> Chunk:
     try:
         body = _Body.model_validate_json(data)
-    except ValidationError as error:
-        raise _not_a_chunk(data) from error
+    except ValidationError:
+        raise _not_a_chunk(data) from None  # a traceback prints its cause, and what is in that
     if body.error is not None:
         raise status_error(200, data)
     if body.choices is None:
@@ -116,7 +117,8 @@ def _chunk(data: str) -> Chunk:
 
 
 def _not_a_chunk(data: str) -> InvalidResponse:
+    beginning = shorten(data[:1000], 80, placeholder=" …")  # half a key is no key to remove
     return InvalidResponse(
-        f"An event of the stream is not a chat chunk; it begins with {data[:80]!r}.",
+        f"An event of the stream is not a chat chunk; it begins with {beginning!r}.",
         fix="Check that the endpoint is a Foundry Local service.",
     )

@@ -471,7 +471,7 @@ class FoundryAPIClient:
 
     async def _chunks(self, answer: httpx.Response) -> AsyncIterator[Chunk]:
         if not is_event_stream(answer):
-            raise no_stream(self._without_key(await read(answer)))
+            raise no_stream(self.settings.without_key(await read(answer)))
         chunks, packets, size = ChunkDecoder(), answer.aiter_bytes(), 0
         async for packet in packets:
             size += len(packet)
@@ -506,7 +506,7 @@ class FoundryAPIClient:
 
     async def _get(self, http: httpx.AsyncClient, url: httpx.URL | str, limits: Limits) -> str:
         async with self._sent(http, "GET", url, limits) as answer:
-            return self._without_key(await read(answer))
+            return self.settings.without_key(await read(answer))
 
     @asynccontextmanager
     async def _sent(
@@ -530,23 +530,18 @@ class FoundryAPIClient:
                 yield response
         except (httpx.RequestError, CallError) as error:
             failure = call_error(error, request, "".join(text))
-            if self._without_key(str(failure)) != str(failure):
-                failure.say(self._without_key(failure.what))
+            if self.settings.without_key(str(failure)) != str(failure):
+                failure.say(self.settings.without_key(failure.what))
                 raise failure from None  # a traceback prints its cause
             if failure is error:
                 raise
             raise failure from error
 
     def _refusal(self, response: httpx.Response, text: str) -> StatusError:
-        refusal = status_error(response.status_code, self._without_key(text))
+        refusal = status_error(response.status_code, self.settings.without_key(text))
         if isinstance(refusal, ModelNotFound | ModelNotLoaded):
             self._model_ids.clear()  # the service was replaced, or somebody else unloaded
         return refusal
-
-    def _without_key(self, text: str) -> str:
-        """A server may echo what it was sent; no error message of ours does."""
-        key = self.settings.api_key
-        return text.replace(key, "[key]") if key else text
 
 
 def _find(models: list[Model], name: str) -> Model | None:

@@ -62,6 +62,10 @@ class Settings:
         """The HTTP headers that carry the key, if there is one."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
+    def without_key(self, text: str) -> str:
+        """Remove the key from a text: a server may echo what it was sent."""
+        return text.replace(self.api_key, "[key]") if self.api_key else text
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
         """Read the ``FOUNDRY_*`` variables; one that is unset or empty means its default.

@@ -467,6 +467,17 @@ async def test_no_way_of_echoing_the_key_shows_it(echo: httpx.Response) -> None:
     assert "s3+cret" not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize("before", [64, 200], ids=["cut in two", "further on"])
+async def test_no_part_of_a_key_is_quoted(before: int) -> None:
+    """Where an error quotes the beginning of an event, no half of a key is in it, nor behind it."""
+    event = json.dumps({"choices": "x" * before + " s3+cret"})
+    echo = httpx.Response(200, headers=SSE, text=f"data: {event}\n\n")
+    async with with_models(lambda _: echo) as client:
+        with pytest.raises(CallError, match="not a chat chunk") as caught:
+            await client.complete("Hello", model="m")
+    assert "s3" not in "".join(traceback.format_exception(caught.value))
+
+
 async def test_a_stream_without_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given up at a size that no answer has."""
     monkeypatch.setattr("foundry_lab.client.MAX_STREAM", 10_000)
