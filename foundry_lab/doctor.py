@@ -1,6 +1,8 @@
 """What works on this machine, and what to do about what doesn't."""
 
+import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -19,7 +21,7 @@ from foundry_lab.errors import FoundryLabError, SettingsError
 from foundry_lab.health import memory_of
 from foundry_lab.machine import Finding, packages, python
 from foundry_lab.service import DOWNLOADED_MODELS, Service
-from foundry_lab.settings import BUNDLED_MODEL, LOOPBACK, Settings
+from foundry_lab.settings import BUNDLED_MODEL, BUNDLED_MODEL_DIR, LOOPBACK, Settings
 from foundry_lab.wire import QUICK_ACK
 
 __all__ = ["Finding", "examine"]
@@ -35,6 +37,8 @@ NAMES = {
 }
 """The variables that the workbook reads."""
 
+CHECKSUM = re.compile(r"^([0-9a-f]{64})  (\S+)$", re.MULTILINE)
+"""SHA-256 and name of a file, a line of lab-tiny's card."""
 LONG_ANSWER = 512
 """Tokens of the longest answer that the client asks for unless told otherwise."""
 LOOK = 0.5
@@ -50,6 +54,7 @@ def examine() -> Iterator[Finding]:
     """Examine this machine step by step, ending at the first step that all later ones need."""
     yield python()
     yield packages()
+    yield _bundled_model()
     yield _proxy()  # before a service starts: that keeps proxies away from this program
     yield from map(_folder, (NOTEBOOKS, mine()))
     try:
@@ -76,6 +81,22 @@ def examine() -> Iterator[Finding]:
         yield Finding("service", "fail", f"The system refused to start it: {error}", fix)
 
 
+def _bundled_model() -> Finding:
+    """Compare its files with its card; one other line end, and it answers nonsense."""
+    card = (BUNDLED_MODEL_DIR / "README.md").read_text(encoding="utf-8")
+    spoilt = [
+        name
+        for digest, name in CHECKSUM.findall(card)
+        if not (file := BUNDLED_MODEL_DIR / name).is_file()
+        or hashlib.sha256(file.read_bytes()).hexdigest() != digest
+    ]
+    if not spoilt:
+        return Finding(BUNDLED_MODEL, "ok", "its files are those that its card names")
+    what = f"Damaged or missing in {BUNDLED_MODEL_DIR}: {', '.join(spoilt)}"
+    fix = "Run `git restore foundry_lab/model`, or unpack the workbook again."
+    return Finding(BUNDLED_MODEL, "fail", what, fix)
+
+
 def _proxy() -> Finding:
     proxies = getproxies()
     if not (proxies.get("http") or proxies.get("all")):
@@ -89,7 +110,7 @@ def _proxy() -> Finding:
 
 def _folder(folder: Path) -> Finding:
     """Try to write where a learner's work is kept, or where that folder would be made."""
-    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    there = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
     name = "exercises" if folder == mine() else folder.name
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -140,7 +161,7 @@ def _service(service: Service) -> Iterator[Finding]:
         "answer",
         "ok" if good else "fail",
         f"status {answer.status_code} in {took:.0f} ms",
-        f"The service said: {answer.text[:200]}",
+        f"The service said: {service.settings.without_key(answer.text)[:200]}",
     )
     if good:
         body = _body(service, "Count from 1 to 300.", 300) | {"stream": True}

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -15,6 +16,7 @@ from foundry_lab import Service, doctor
 from foundry_lab.doctor import Finding, examine
 from foundry_lab.faults import Always, FaultProxy, Pace
 from foundry_lab.machine import packages
+from foundry_lab.settings import BUNDLED_MODEL_DIR
 
 
 def find(what: str) -> Finding:
@@ -150,6 +152,30 @@ def test_a_slow_machine_is_told_by_its_timeout(
     assert "FOUNDRY_TIMEOUT is 30 s" in slow.detail
     assert "FOUNDRY_MODEL=lab-tiny" in slow.fix
     assert patient.status == "ok"
+
+
+def test_a_damaged_model_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With other line ends in its chat template lab-tiny answers nonsense, with status 200."""
+    assert find("lab-tiny").status == "ok"
+    copy = shutil.copytree(BUNDLED_MODEL_DIR, tmp_path / "lab-tiny")
+    template = copy / "chat_template.jinja"
+    template.write_bytes(template.read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.setattr(doctor, "BUNDLED_MODEL_DIR", copy)
+    found = find("lab-tiny")
+    assert found.status == "fail"
+    assert found.detail.endswith(": chat_template.jinja")
+    template.unlink()
+    assert find("lab-tiny") == found
+
+
+def test_a_key_that_a_gateway_echoes_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the doctor prints goes into reports for all to read."""
+    monkeypatch.setenv("FOUNDRY_API_KEY", "s3cret")
+    refusal = httpx.Response(401, text="x" * 190 + " wrong key: s3cret")
+    monkeypatch.setattr(httpx, "post", lambda *_, **__: refusal)
+    found = find("answer")
+    assert found.status == "fail"
+    assert "s3" not in str(found)
 
 
 def test_what_a_system_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
