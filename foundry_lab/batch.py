@@ -222,7 +222,7 @@ def _foreign(line: bytes) -> InvalidRequest:
 
 
 def _digest(prompt: Prompt) -> str:
-    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=dict)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

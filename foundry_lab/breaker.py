@@ -4,6 +4,7 @@
 `BreakerTransport` asks it before each request and tells it afterwards.
 """
 
+import asyncio
 import json
 import time
 from collections import deque
@@ -311,9 +312,9 @@ def _judged(
         return "success", ""
     if isinstance(error, Exception):
         return "failure", type(error).__name__
-    if missed_deadline:  # the layer that keeps it cancels; else it was the caller, or Ctrl-C
-        return "failure", "deadline missed"
-    return "neutral", ""
+    if missed_deadline and isinstance(error, asyncio.CancelledError):
+        return "failure", "deadline missed"  # the layer that keeps it cancels
+    return "neutral", ""  # the caller left, or Ctrl-C
 
 
 def _key(request: httpx.Request) -> str:

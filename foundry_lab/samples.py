@@ -224,7 +224,7 @@ def _from_text(row: Mapping[str, str]) -> Sample:
 def _reading(path: str | Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, LookupError, TypeError, csv.Error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         raise InvalidRequest(
             f"{path} does not hold samples: {error}",
             fix="Read a file that to_csv or to_json wrote.",

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given
@@ -149,6 +150,15 @@ async def test_an_interrupted_batch_goes_on(tmp_path: Path) -> None:
         True
     ] * 10
     assert not third.asked
+
+
+async def test_a_prompt_is_journalled_whatever_mapping_it_is(tmp_path: Path) -> None:
+    """One that is no dict has the same place in the journal as the dict that equals it."""
+    journal, prompt = tmp_path / "batch.jsonl", {"prompt": "a"}
+    for prompts in ([MappingProxyType(prompt)], [prompt]):
+        results = [r async for r in batch(Stub(), prompts, journal=journal, progress=False)]
+        assert results[0].completion
+    assert results[0].resumed
 
 
 async def test_an_answer_is_written_before_it_is_seen(tmp_path: Path) -> None:

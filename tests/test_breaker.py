@@ -543,6 +543,14 @@ async def leave(http: httpx.AsyncClient, url: str) -> None:
             return
 
 
+async def leave_late(http: httpx.AsyncClient, url: str) -> None:
+    """Be so slow with the first packet that the deadline is over, and leave."""
+    async with http.stream("GET", url) as response:
+        async for _ in response.aiter_raw():
+            response.request.extensions["deadline"] = 0.0
+            return
+
+
 async def cancel(http: httpx.AsyncClient, url: str) -> None:
     """Be cancelled in the middle of the body, for a reason of the caller's own."""
     with contextlib.suppress(TimeoutError):
@@ -577,6 +585,7 @@ async def fail(http: httpx.AsyncClient, url: str) -> None:
         (cut, fail, "failure"),
         (half, miss_the_deadline, "failure"),
         (half, leave, "neutral"),
+        (half, leave_late, "neutral"),
         (half, cancel, "neutral"),
     ],
 )

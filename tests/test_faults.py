@@ -862,6 +862,28 @@ def test_close_leaves_nothing(service: Service, plan: Any) -> None:
     assert all(seen.outcome for seen in proxy.seen)
 
 
+def test_a_plan_that_raises_leaves_nothing(service: Service) -> None:
+    """An error of one's own plan comes out of `start`, and no thread stays."""
+    threads = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError):
+        FaultProxy(service.url, (Status(1 // 0) for _ in "a")).start()
+    assert set(threading.enumerate()) <= threads
+
+
+def test_on_end_is_told_that_it_cannot_wait_for_itself(service: Service) -> None:
+    """A new plan is refused in the proxy's own thread; there it would wait for ever."""
+    said = list[str]()
+
+    def change_the_plan(_: object) -> None:
+        with pytest.raises(InvalidRequest) as caught:
+            proxy.plan = ()
+        said.append(str(caught.value))
+
+    with FaultProxy(service.url, on_end=change_the_plan) as proxy:
+        httpx.get(f"{proxy.url}/models/loaded")
+    assert len(said) == 1
+
+
 def test_it_starts_again_on_its_port(service: Service) -> None:
     """Closed and started, it is where its clients look for it, with its plan from the beginning."""
     proxy = FaultProxy(service.url, Script([Status(503)]))

@@ -524,7 +524,17 @@ def test_a_file_holds_every_bit(samples: Samples) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1,2\n3,4\n", '{"a": 1}', "[1]", "intended\n\xff\n", '"', "[{}]"]
+    "text",
+    [
+        "",
+        "1,2\n3,4\n",
+        "intended,started,ended,chunk_times\n0,0,1\n",
+        '{"a": 1}',
+        "[1]",
+        "intended\n\xff\n",
+        '"',
+        "[{}]",
+    ],
 )
 def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
     """The error names the file, not a column or a key."""

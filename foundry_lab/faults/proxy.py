@@ -170,7 +170,11 @@ class FaultProxy:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
-            self._on_loop(self._open())
+            try:
+                self._on_loop(self._open())
+            except BaseException:  # a plan of one's own may raise
+                self.close()
+                raise
         return self
 
     def close(self) -> None:
@@ -183,6 +187,12 @@ class FaultProxy:
             self._thread = None
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise InvalidRequest(
+                "on_end runs in the proxy's own thread, which cannot wait for itself.",
+                fix="Set the plan, or close the proxy, from where the proxy was started.",
+            )
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _open(self) -> None:
