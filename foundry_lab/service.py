@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -166,8 +167,9 @@ class Service:
 
     def wait(self) -> None:
         """Wait until the child ends; one that was found running is not waited for."""
-        if self._child is not None:
-            self._child.process.wait()
+        while self._child and self._child.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.process.wait(0.5)  # Windows hears no Ctrl-C in a wait without an end
 
     def _own_child(self, done: str) -> Child:
         if self._child is None:
@@ -247,7 +249,7 @@ def _loaded_models(url: str, settings: Settings) -> list[str]:
         why = f"it answers with status {status}"
         fix = "Check FOUNDRY_API_KEY." if status in (401, 403) else fix
     except httpx.HTTPError as error:
-        why = type(error).__name__ if settings.api_key else str(error)
+        why = settings.without_key(str(error))
     except InvalidResponse:
         why = "the answer is no list of models"  # not its text, which may hold the key
     raise ServiceUnreachable(f"No Foundry Local service answers at {url}: {why}.", fix=fix)
@@ -271,7 +273,7 @@ def keep_proxies_out() -> None:
     """
     proxies = getproxies()
     others = proxies.pop("no", "")
-    if proxies and "127.0.0.1" not in others:
+    if proxies and others.strip() != "*" and "127.0.0.1" not in others:
         for scheme, proxy in proxies.items():
             os.environ.setdefault(f"{scheme}_proxy", proxy)
         direct = ",".join(filter(None, [others, *LOOPBACK]))

@@ -188,6 +188,42 @@ def test_the_record_is_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Record.read().passed == ["04-1"]
 
 
+def test_a_file_that_is_held_for_a_moment_is_replaced_after_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a virus scanner does on Windows; one that is held for long is said, the old text kept."""
+    replace, refusals = Path.replace, iter([True, True, False])
+
+    def held(new: Path, old: Path) -> Path:
+        if next(refusals, True):
+            raise PermissionError(13, "held")
+        return replace(new, old)
+
+    monkeypatch.setattr(Path, "replace", held)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    file = tmp_path / "kept.json"
+    sheets.write_whole(file, "one")
+    with pytest.raises(PermissionError, match="Another program holds it"):
+        sheets.write_whole(file, "two")
+    assert file.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_verdict_is_given_where_nothing_can_be_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer is judged all the same, and one line says what is not kept."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("foundry_lab.checks.record.write_whole", refuse)
+    desk.check("04-1", ...)
+    printed = capsys.readouterr().out
+    assert "Your progress is not saved: [Errno 13] Permission denied" in printed
+    assert "04-1 ✗" in printed
+
+
 def test_progress_counts_minutes(capsys: pytest.CaptureFixture[str]) -> None:
     """What is done is no longer left; the panel says the same after a click."""
     everything = exercises()

@@ -383,6 +383,7 @@ def test_attaching_to_a_stranger_says_why_and_not_the_key(
             {"HTTP_PROXY": "http://proxy", "NO_PROXY": "intranet"},
             "intranet,127.0.0.1,localhost,::1",
         ),
+        ({"HTTP_PROXY": "http://proxy", "NO_PROXY": "*"}, None),
     ],
 )
 def test_this_machine_is_reached_without_a_proxy(

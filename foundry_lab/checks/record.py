@@ -43,11 +43,14 @@ class Record:
 
     @classmethod
     def change(cls, how: Callable[[Self], None]) -> Self:
-        """Read the file, change what it says, and write it whole."""
+        """Read the file, change what it says, and write it whole; if that fails, say so."""
         record = cls.read()
         how(record)
-        mine().mkdir(parents=True, exist_ok=True)
-        write_whole(mine() / FILE, json.dumps(asdict(record), indent=1) + "\n")
+        try:
+            mine().mkdir(parents=True, exist_ok=True)
+            write_whole(mine() / FILE, json.dumps(asdict(record), indent=1) + "\n")
+        except OSError as error:
+            print(f"Your progress is not saved: {error}. `python start.py doctor` tells more.")
         return record
 
 

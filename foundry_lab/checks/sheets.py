@@ -5,11 +5,14 @@ masters they are made from. A learner works in a copy, in ``exercises/mine/``, w
 the workbook touches.
 """
 
+import errno
 import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -196,7 +199,18 @@ def write_whole(path: Path, text: str) -> None:
         new.write(text)
         new.flush()
         os.fsync(new.fileno())
-    Path(new.name).replace(path)
+    _replace(Path(new.name), path)
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Put a file in the place of another; on Windows a virus scanner may hold that for a moment."""
+    for _ in range(20):
+        with suppress(PermissionError):
+            new.replace(old)
+            return
+        time.sleep(0.05)
+    new.unlink()
+    raise PermissionError(errno.EACCES, "Another program holds it", str(old))
 
 
 def _master(sheet: str) -> list[Any]:
