@@ -78,11 +78,22 @@ NO_NETWORK = (
     "the network. Behind an office proxy, set the environment variable HTTPS_PROXY to its address "
     f"and PIP_CERT to its certificate file. {AGAIN}"
 )
+NO_PACKAGE = (
+    "The package index, or the folder in PIP_FIND_LINKS, has no file of a package for this system "
+    "and this Python. A folder must have been filled on such a system, with the same Python 3.x. "
+    f"{AGAIN}"
+)
+LONG_PATH = (
+    "The path of this folder is too long for Windows: move the workbook to a short one, such as "
+    f"C:\\lab. {AGAIN}"
+)
 PIP_SAYS = {  # in its log; the first that fits counts
     r"No space left|not enough space|Disk quota exceeded": DISK_FULL,
-    r"Permission denied|Access is denied|Read-only file system": NOT_WRITABLE,
+    r"Long Path support": LONG_PATH,
+    r"Permission denied|Access is denied|Read-only file system|WinError (5|32)\b": NOT_WRITABLE,
     r"(?i)connection (broken|error)|timed ?out|name resolution|getaddrinfo|unreachable|ProxyError"
     r"|incomplete.?(read|download)|certificate.verify.failed": NO_NETWORK,
+    r"No matching distribution found": NO_PACKAGE,
 }
 
 
@@ -146,6 +157,9 @@ def our_environment(theirs: Mapping[str, str]) -> dict[str, str]:
     if sys.platform != "linux" and not any(name.lower().endswith("_proxy") for name in ours):
         # Any such variable hides the proxies that Windows and macOS keep elsewhere.
         ours |= {f"{scheme}_proxy": proxy for scheme, proxy in getproxies().items()}
+    links = ours.get("PIP_FIND_LINKS")
+    if links and Path(links).is_dir():
+        ours["PIP_FIND_LINKS"] = Path(links).resolve().as_uri()  # pip takes a blank for an end
     others = ours.get("no_proxy") or ours.get("NO_PROXY")
     direct = ",".join(filter(None, (others, "127.0.0.1", "localhost", "::1")))
     ours |= {"NO_PROXY": direct, "no_proxy": direct}  # the service is here, behind no proxy

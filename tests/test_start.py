@@ -176,8 +176,14 @@ def test_set_up_does_no_more_than_needed(
         ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "PIP_CERT"),
         ("error: incomplete-download", "network"),
         ("ERROR: Could not install packages: [Errno 28] No space left on device", "disk is full"),
-        ("[WinError 32] Access is denied: 'C:\\lab\\.venv'", "still uses .venv"),
-        ("ERROR: No matching distribution found for httpx==99", ""),
+        ("[WinError 32] Der Prozess kann nicht zugreifen: 'C:\\lab\\.venv'", "still uses .venv"),
+        (
+            "[Errno 2] No such file or directory. HINT: ... have Windows Long Path support",
+            "C:\\lab",
+        ),
+        ("ERROR: No matching distribution found for httpx==99", "the same Python 3.x"),
+        ("connection broken: x\nERROR: No matching distribution found for httpx==99", "network"),
+        ("ERROR: Failed to build installable wheels", ""),
     ],
 )
 def test_what_pip_says_is_understood(log: str, sentence: str) -> None:
@@ -200,6 +206,16 @@ def test_settings_of_another_python_are_dropped_and_the_way_to_the_index_kept() 
         "NO_PROXY": "intranet,127.0.0.1,localhost,::1",
         "no_proxy": "intranet,127.0.0.1,localhost,::1",
     }
+
+
+def test_a_folder_of_packages_may_have_a_blank_in_its_name(tmp_path: Path) -> None:
+    """pip splits its list of folders at blanks, so an existing folder becomes one URL."""
+    (stick := tmp_path / "NO NAME").mkdir()
+    for given, passed in (
+        (str(stick), stick.resolve().as_uri()),
+        ("https://example.org/a https://example.org/b",) * 2,
+    ):
+        assert start.our_environment({"PIP_FIND_LINKS": given})["PIP_FIND_LINKS"] == passed
 
 
 @pytest.mark.parametrize(
@@ -332,12 +348,12 @@ def test_without_a_network_start_says_so_and_doctor_remembers(project: Path) -> 
 
 
 def test_a_failure_of_pip_that_is_not_the_networks_is_not_called_so(project: Path) -> None:
-    """A requirement that does not exist leaves pip's own words, and where to find all of them."""
+    """A requirement that does not exist leaves pip's own words, and what they mean."""
     (project / "requirements.txt").write_text("httpx==99\n")
     code, output = run(project, "test", PIP_FIND_LINKS="")
     assert code == 1
     assert "ERROR: No matching distribution found for httpx==99" in output
-    assert "pip failed: its reasons are above, and in full in" in output
+    assert "has no file of a package for this system and this Python" in output
     assert "cannot be reached" not in output
 
 
