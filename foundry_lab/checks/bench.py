@@ -21,6 +21,7 @@ __all__ = [
     "Wrong",
     "attempt",
     "expect",
+    "expect_callable",
     "expect_written",
     "is_number",
     "run_bounded",
@@ -88,6 +89,17 @@ def expect_written(answer: object, *, tried: str, expected: str) -> None:
     )
 
 
+def expect_callable(answer: object, *, tried: str) -> None:
+    """Raise `Wrong` if it is no function and no class, but perhaps what one of them gives."""
+    expect(
+        callable(answer),
+        tried=tried,
+        expected="the function or the class itself, handed to check without calling it",
+        happened=f"check got a value of type {type(answer).__name__}",
+        look="the cell of the check: only the name stands there, with no parentheses behind it",
+    )
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a number of whatever kind; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
@@ -127,6 +139,7 @@ def attempt(
     """
     bounds = _bounds.current
     bounds.tried, bounds.until = tried, time.monotonic() + seconds
+    expect_callable(function, tried=tried)
     try:
         value = function(*args, **kwargs)
         if inspect.isawaitable(value):

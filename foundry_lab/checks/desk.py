@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from textwrap import fill
 from typing import Any
 
-from foundry_lab.checks.bench import Wrong, expect_written, run_bounded
+from foundry_lab.checks.bench import Wrong, expect_callable, expect_written, run_bounded
 from foundry_lab.checks.record import Record
 from foundry_lab.checks.sheets import Exercise, exercise, exercises
 from foundry_lab.lesson import WIDTH
@@ -57,7 +58,11 @@ def _tried(one: Exercise, answer: Any) -> tuple[Wrong | None, str]:
 
 
 def _graded(grader: Callable[[Any], None], answer: Any) -> None:
-    expect_written(answer, tried="look at your answer", expected="your own in place of `...`")
+    tried = "look at your answer"
+    expect_written(answer, tried=tried, expected="your own in place of `...`")
+    (taken,) = signature(grader).parameters.values()
+    if taken.annotation is not Any:  # a function or a class, as the grader says
+        expect_callable(answer, tried=tried)
     grader(answer)
 
 

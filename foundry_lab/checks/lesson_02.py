@@ -13,12 +13,15 @@ import httpx
 
 from foundry_lab.checks.bench import Outcome, Wrong, attempt, expect, service, value_of
 from foundry_lab.clock import REAL, Clock, VirtualClock
-from foundry_lab.faults import Always, Fault, FaultProxy, HtmlPage, Stall
+from foundry_lab.faults import Always, Drip, Fault, FaultProxy, HtmlPage, Reset, Stall
 
 __all__ = ["GRADERS"]
 
 PATIENCE = 60.0
 """Seconds for what a big model takes a while for."""
+
+SLOW, LATE = 2.5, 2.0
+"""Seconds that a slow chat takes, and seconds beyond its time that a busy machine is granted."""
 
 # 02-1
 
@@ -29,6 +32,22 @@ class _OtherApi(Fault):
     async def answer(self, request: httpx.Request, /) -> httpx.Response:
         await request.aread()
         return httpx.Response(200, json={"status": "ok"})
+
+
+class _SlowChat(Fault):
+    """A service whose chats take their time."""
+
+    async def answer(self, request: httpx.Request, /) -> None:
+        if request.url.path.endswith("/chat/completions"):
+            await asyncio.sleep(SLOW)
+
+
+class _BrokenChat(Reset):
+    """A service that breaks off each chat."""
+
+    async def answer(self, request: httpx.Request, /) -> None:
+        if request.url.path.endswith("/chat/completions"):
+            await super().answer(request)
 
 
 class _StuckChat(Fault):
@@ -45,13 +64,28 @@ def health(check: Callable[..., Any]) -> None:
 
     def found(url: str, name: str, seconds: float, what: str, status: str, look: str) -> None:
         tried = f"check {what}"
-        given = value_of(check, url, name, seconds, tried=tried, seconds=seconds + 10)
+        given = value_of(check, url, name, seconds, tried=tried, seconds=seconds + 5)
         expect(
             given == status,
             tried=tried,
             expected=f"{status!r}",
             happened=f"it gave {given!r}"[:100],
             look=look,
+        )
+
+    def in_time(url: str, seconds: float, what: str) -> None:
+        took = []
+        for _ in range(2):  # the machine may be busy once
+            began = time.monotonic()
+            value_of(check, url, model, seconds, tried=f"check {what}", seconds=seconds + 5)
+            took.append(time.monotonic() - began)
+            if took[-1] <= seconds + LATE:
+                return
+        raise Wrong(
+            tried=f"check {what}, with {seconds:g} s",
+            expected=f"an end after {seconds:g} s",
+            happened=f"it came after {min(took):.1f} s",
+            look="the third argument: where does your deadline come from?",
         )
 
     found(service().url, model, PATIENCE, "the real service", "ok", look)
@@ -75,13 +109,23 @@ def health(check: Callable[..., Any]) -> None:
         for seconds in (0.5, 2, 8):  # the longer ones are for a busy machine
             try:
                 found(other.url, model, seconds, what, "degraded", look)
+                if seconds == 0.5:
+                    in_time(other.url, seconds, what)
                 break
             except Wrong:
                 asked = [one.path for one in other.seen if one.fault == "_StuckChat"]
                 if seconds == 8 or any("chat" in path for path in asked):
                     raise
+        what = f"a service whose chats take {SLOW:g} s, with {PATIENCE:g} s"
+        other.plan = Always(_SlowChat())
+        found(other.url, model, PATIENCE, what, "ok", "where your deadline comes from")
+        other.plan = Always(_BrokenChat())
+        what = "a service that breaks off each chat"
+        found(other.url, model, PATIENCE, what, "degraded", "what else a chat can raise")
         other.plan = Always(Stall())
         found(other.url, model, 0.1, "a port that takes calls and is silent", "down", look)
+        other.plan = Always(Drip(1, 0.3))
+        found(other.url, model, 2, "a port that answers a byte at a time", "down", look)
 
 
 def _closed_port() -> str:
@@ -133,11 +177,13 @@ def _found(name: str, known: Sequence[str]) -> set[str]:
     right, everything = _chosen(name, known, ()), set(BUGS)
     if _chosen(name, known, everything) == right:
         return set()
-    return {
+    found = {
         bug
         for bug in BUGS
         if _chosen(name, known, {bug}) != right or _chosen(name, known, everything - {bug}) == right
     }
+    another = _chosen(name, known, everything).partition(":")[0] != name.partition(":")[0]
+    return found | ({"a name"} if another else set())
 
 
 def defeats(cases: Any) -> None:
@@ -221,17 +267,21 @@ class _Desk:
                 look="clock.sleep, which is to be awaited",
             )
         status, text = [answer for begin, answer in self._script if begin <= now][-1]
+        sent = httpx.Request("GET", "http://127.0.0.1/models/unload/lab")  # for raise_for_status()
         if status == 200:
-            return httpx.Response(200, json={"status": text})
-        return httpx.Response(status, json={"error": {"message": text, "type": "server_error"}})
+            return httpx.Response(200, json={"status": text}, request=sent)
+        error = {"error": {"message": text, "type": "server_error"}}
+        return httpx.Response(status, json=error, request=sent)
 
 
 def waits_politely(unload: Callable[..., Any]) -> None:
     """02-3: scripts on the virtual clock, then a model that is really busy."""
 
-    def run(what: str, *script: tuple[float, tuple[int, str]]) -> tuple[_Desk, Outcome, str]:
-        desk, tried = _Desk(script), f"{what}, with 10 s"
-        outcome = attempt(unload, desk.ask, desk.clock, 10.0, tried=tried)
+    def run(
+        what: str, *script: tuple[float, tuple[int, str]], seconds: float = 10.0
+    ) -> tuple[_Desk, Outcome, str]:
+        desk, tried = _Desk(script), f"{what}, with {seconds:g} s"
+        outcome = attempt(unload, desk.ask, desk.clock, seconds, tried=tried)
         if isinstance(outcome.error, Wrong):
             raise outcome.error
         return desk, outcome, tried
@@ -241,6 +291,13 @@ def waits_politely(unload: Callable[..., Any]) -> None:
         _expect_told(outcome, True, tried)
     desk, outcome, tried = run("a model that is busy for 3 s", (0, BUSY), (3, DONE))
     _expect_told(outcome, True, tried)
+    expect(
+        desk.clock.now() >= 3,
+        tried=tried,
+        expected="True when it is out of memory, after 3 s, and not before",
+        happened=f"it gave True after {len(desk.asked)} question(s), when it was still busy",
+        look="what the answer says that you got: is that a success?",
+    )
     pauses = [after - before for before, after in zip(desk.asked, desk.asked[1:], strict=False)]
     expect(
         min(pauses) > 0.0999 and max(pauses) < 1.0001,
@@ -249,21 +306,22 @@ def waits_politely(unload: Callable[..., Any]) -> None:
         happened=f"they are {min(pauses):.2f} to {max(pauses):.2f} s",
         look="the length of your pauses: neither a storm of questions nor a long sleep",
     )
-    desk, outcome, tried = run("a model that is always busy", (0, BUSY))
-    _expect_told(outcome, False, tried)
-    expect(
-        9 <= desk.clock.now() <= 10.0001,
-        tried=tried,
-        expected="an end in the last second of the 10, and not after them",
-        happened=f"it came at {desk.clock.now():g} s",
-        look="whether the next pause still fits, before you begin it",
-    )
+    for seconds in (10.0, 4.0):
+        desk, outcome, tried = run("a model that is always busy", (0, BUSY), seconds=seconds)
+        _expect_told(outcome, False, tried)
+        expect(
+            seconds - 1 <= desk.clock.now() <= seconds + 0.0001,
+            tried=tried,
+            expected=f"an end in the last second of the {seconds:g}, and not after them",
+            happened=f"it came at {desk.clock.now():g} s",
+            look="whether the next pause still fits, before you begin it",
+        )
     for answer in ((404, "Model not found: No model matching 'lab:1'"), (500, "Disk on fire")):
         desk, outcome, tried = run(f"a service that says {answer[0]}, {answer[1]!r}", (0, answer))
         expect(
-            outcome.error is not None and len(desk.asked) == 1,
+            isinstance(outcome.error, RuntimeError) and len(desk.asked) == 1,
             tried=tried,
-            expected="one question, and an exception",
+            expected="one question, and a RuntimeError",
             happened=f"it asked {len(desk.asked)} times and {outcome.told}",
             look="what a busy model says; time heals that, and nothing else",
         )

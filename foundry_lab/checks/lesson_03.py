@@ -10,8 +10,26 @@ from typing import Any
 import httpx
 
 import foundry_lab as lab
-from foundry_lab.checks.bench import Wrong, attempt, expect, is_number, service, value_of
-from foundry_lab.faults import BrokenJson, CutBody, ErrorEvent, Fault, Pace, Script, Status
+from foundry_lab.checks.bench import (
+    Wrong,
+    attempt,
+    expect,
+    expect_written,
+    is_number,
+    service,
+    value_of,
+)
+from foundry_lab.faults import (
+    BrokenJson,
+    CutBody,
+    ErrorEvent,
+    Fault,
+    Pace,
+    Reset,
+    Script,
+    Stall,
+    Status,
+)
 
 __all__ = ["GRADERS"]
 
@@ -60,14 +78,19 @@ def break_decoders(answer: Any) -> None:
     """03-1: packets that each of three decoders reads wrongly."""
     three = isinstance(answer, (list, tuple)) and len(answer) == 3
     expect(
-        three and not any(packets is ... for packets in answer),
+        three,
         tried="look at your three lists of packets",
         expected="packets_a, packets_b and packets_c",
-        happened="there is nothing to try yet" if three else f"they are {answer!r}",
+        happened=f"they are {answer!r}",
         look="the cell above: write the packets there, run it, and then run the check again",
     )
     decoders = {"A": _decoder_a, "B": _decoder_b, "C": _decoder_c}
     for (name, decoder), packets in zip(decoders.items(), answer, strict=True):
+        expect_written(
+            packets,
+            tried=f"look at packets_{name.lower()}",
+            expected="a list of packets in place of `...`",
+        )
         _breaks(name, decoder, packets, cut_matters=name != "B")
 
 
@@ -177,25 +200,37 @@ def read_events(events: Callable[..., Any]) -> None:
                 happened=f"it gave {happened}",
                 look=look,
             )
-    _come_at_once(events)
+    for first, then in AT_ONCE:
+        _come_at_once(events, first, then)
 
 
-def _come_at_once(events: Callable[..., Any]) -> None:
+AT_ONCE = (
+    (b"data: one\n\n", b"data: two\n\n"),
+    (b"data: one\r\n\r\n", b"data: two\r\n\r\n"),
+    (b"data: one\r\r", b"data: two\r\r"),
+    (b"data: one\r\n\r", b"\ndata: two\r\n\r\n"),
+)
+"""Two packets, the first of which completes an event."""
+
+
+def _come_at_once(events: Callable[..., Any], first: bytes, then: bytes) -> None:
     taken = list[bytes]()
 
     def packets() -> Iterator[bytes]:
-        for packet in (b"data: one\n\n", b"data: two\n\n"):
+        for packet in (first, then):
             taken.append(packet)
             yield packet
 
-    tried = "take the first event, when it is whole in the first of two packets"
+    tried = f"take the first event of {first!r} | {then!r}: the first packet completes it"
     value_of(lambda: next(iter(events(packets()))), tried=tried)
     expect(
         len(taken) == 1,
         tried=tried,
         expected="the event as soon as its packet is there",
         happened="it came only after the second packet",
-        look="the difference between a list that is returned and a generator that yields",
+        look="a CR that is the last byte so far: it ends its line at once"
+        if first.endswith(b"\r")
+        else "the difference between a list that is returned and a generator that yields",
     )
 
 
@@ -222,6 +257,9 @@ SCENES = {
     "an error event after 4 events": "an event that has no choices; what does it have?",
     "more tokens than any model has room for": "how that is reported: status 200, and one event",
     "status 503": "whether anybody looks at the status",
+    "status 429": "whether anybody looks at the status",
+    "a connection that is reset before there is an answer": "which errors httpx has for that",
+    "silence after 4 events": "which errors httpx has for that, and what becomes of the text",
     "events with broken JSON, then [DONE]": "what becomes of an event that can't be read",
 }
 
@@ -247,10 +285,14 @@ def tell_the_end(ask: Callable[..., Any]) -> None:
             (long, ErrorEvent(after_events=4), some, "error"),
             (_body(1_000_000), None, "", "error"),
             (long, Status(503), "", "error"),
+            (long, Status(429), "", "error"),
+            (long, Reset(), "", "broken"),
+            (long, Stall(after_events=4), some, "broken"),
             (long, BrokenJson(after_events=4), some, "broken"),
         ]
         for (name, look), (body, fault, *expected) in zip(SCENES.items(), cases, strict=True):
             proxy.plan = Script([fault] if fault else [])
+            client.timeout = 1 if isinstance(fault, Stall) else 5
             _asked(ask, client, body, name, tuple(expected), look)
     _odd_streams(ask, plain, stream)
 
@@ -271,7 +313,10 @@ def _odd_streams(ask: Callable[..., Any], body: dict[str, Any], stream: bytes) -
         "an event whose content is null": (null, "what .get gives where the key is there"),
     }
     for name, (sent, look) in odd.items():
-        answer = httpx.MockTransport(lambda _, sent=sent: httpx.Response(200, content=sent))
+        kind = {"content-type": "text/event-stream"}
+        answer = httpx.MockTransport(
+            lambda _, sent=sent, kind=kind: httpx.Response(200, headers=kind, content=sent)
+        )
         with httpx.Client(base_url="http://127.0.0.1", transport=answer) as client:
             _asked(ask, client, body, name, (_text(sent), "whole"), look)
 
@@ -401,7 +446,7 @@ def _speeds(packets: list[tuple[float, bytes]], told: Any) -> Iterator[tuple[flo
 def _same(one: Any, other: float | None) -> bool:
     if other is None or not is_number(one):
         return one is other
-    return abs(one - other) <= 1e-6 * max(1.0, abs(other))
+    return abs(one - other) <= 0.01 * abs(other)  # who rounds is right, too
 
 
 def _number(value: Any, unit: str) -> str:

@@ -24,9 +24,16 @@ __all__ = ["GRADERS", "Herd", "herd"]
 def full_jitter(backoff: Callable[..., Any]) -> None:
     """04-1: waits between 0 and min(cap, base · 2^retry), drawn from the generator."""
     rng, draws = random.Random(1), 400
-    for retry, ceiling in ((0, 0.5), (3, 4.0), (9, 8.0)):
-        tried = f"{draws} waits before retry {retry}, with base 0.5 s and cap 8 s"
-        waits = [value_of(backoff, retry, 0.5, 8.0, rng, tried=tried) for _ in range(draws)]
+    for retry, base, cap, ceiling in ((0, 0.5, 8, 0.5), (3, 0.2, 8, 1.6), (9, 0.5, 5, 5.0)):
+        tried = f"{draws} waits before retry {retry}, with base {base:g} s and cap {cap:g} s"
+        waits = [value_of(backoff, retry, base, cap, rng, tried=tried) for _ in range(draws)]
+        expect(
+            all(map(is_number, waits)),
+            tried=tried,
+            expected="seconds, as a number",
+            happened=f"it gave {waits[0]!r}",
+            look="what the function returns; printing is not returning",
+        )
         low, high = min(waits), max(waits)
         expect(
             high <= ceiling,
@@ -94,17 +101,22 @@ def _cases() -> list[_Case]:
         _Case(httpx.ConnectError("refused"), "ConnectError", BACKOFF, moment),
         _Case(httpx.ReadTimeout("silence"), "ReadTimeout", BACKOFF, moment),
         _Case(httpx.RemoteProtocolError("half"), "RemoteProtocolError", BACKOFF, moment),
+        _Case(httpx.ReadError("reset"), "ReadError", BACKOFF, moment),
+        _Case(httpx.WriteError("reset"), "WriteError", BACKOFF, moment),
+        _Case(httpx.ConnectTimeout("silence"), "ConnectTimeout", BACKOFF, moment),
     ]
     never = [
         *(_Case(httpx.Response(code), f"status {code}", None, own) for code in NEVER),
         _Case(httpx.Response(500), "status 500", None, "what a 500 can mean; section 1"),
         _Case(httpx.UnsupportedProtocol("htp://"), "UnsupportedProtocol", None, own),
+        _Case(httpx.LocalProtocolError("a header"), "LocalProtocolError", None, own),
         _Case(TypeError("2 arguments"), "TypeError", None, "whose mistake a TypeError is"),
     ]
     after = [
         _asks("2", 2 + BACKOFF, "floor and backoff: is it one of them, or both?"),
         _asks(date(9), 9 + BACKOFF, "the second form of Retry-After; section 5", 429),
         _asks(date(-60), BACKOFF, "what a date in the past means"),
+        _asks(date(9).replace("GMT", "-0000"), 9 + BACKOFF, "a date without a zone; section 5"),
         _asks("1.5", BACKOFF, text),
         _asks("soon", BACKOFF, text),
         _asks("60", None, wall, left=10),
@@ -142,6 +154,7 @@ def once_more(next_wait: Callable[..., Any]) -> None:
 def four_requests(ask: Callable[..., Any]) -> None:
     """04-3: four attempts where they can help, one where not, and errors that come out."""
     down = Status(503, retry_after="0.01")  # read as such by the openai package only
+    again = "what is worth another attempt"
     scenes: dict[str, tuple[Any, int, bool, str]] = {
         "503 to every request": (
             Always(down),
@@ -149,7 +162,9 @@ def four_requests(ask: Callable[..., Any]) -> None:
             False,
             "the requests: who retries, and how often each? And who turns an error into a text?",
         ),
-        "400 to every request": (Always(Status(400)), 1, False, "what is worth another attempt"),
+        "429 to every request": (Always(Status(429, retry_after="0.01")), 4, False, again),
+        "400 to every request": (Always(Status(400)), 1, False, again),
+        "401 to every request": (Always(Status(401)), 1, False, again),
         "503 twice, then an answer": (Script([down] * 2), 3, True, "when the loop ends well"),
         "a broken connection, then an answer": (
             Script([Reset()]),
@@ -160,7 +175,7 @@ def four_requests(ask: Callable[..., Any]) -> None:
     }
     with lab.FaultProxy(service().url, only="/v1/chat") as proxy:
         plans = [plan for plan, *_ in scenes.values()]
-        stories = value_of(_asked, ask, proxy, plans, tried="call ask, four scenes", seconds=15)
+        stories = value_of(_asked, ask, proxy, plans, tried="call ask, six scenes", seconds=15)
     for (scene, (_, wanted, text, look)), (requests, result) in zip(
         scenes.items(), stories, strict=True
     ):

@@ -117,6 +117,12 @@ GUARDS: list[tuple[list[tuple[float, How]], list[int], str]] = [
     ([(0, 503), (0, 503), (0, LEAVES), (0, 503), (1, 200)], [5], "neutral: it changes nothing"),
     ([(0, 400)] * 4, [], "whose mistake a 400 is"),
     ([*DOWN, (5, 404), (5, STAYS), (5, 200)], [], "what a 404 says about the service"),
+    (
+        [(0, 503), (0, 503), (0, 200), (0, 503), (1, 200)],
+        [],
+        "in a row: what a success in between does",
+    ),
+    ([(0, 503), (0, 503), (0, 400), (0, 503), (1, 200)], [], "what a 400 says about the service"),
     ([(0, 429)] * 4, [], "what the task says about 429"),
     ([(0, 503), (0, 503), (0, 429), (0, 503), (1, 200)], [5], "what the task says about 429"),
     ([*DOWN, (5, 429), (5, STAYS), (5, 200)], [6], "a probe that learns nothing"),
@@ -164,7 +170,7 @@ async def _ends(kind: Callable[..., Any], calls: Sequence[tuple[float, How]]) ->
     guarded = kind(lambda: now)
     ends, staying = [], []
     for at, how in calls:
-        now, sent, response = float(at), [0], httpx.Response(how if isinstance(how, int) else 200)
+        now, sent, response = float(at), [0], _response(how)
 
         async def send(
             how: How = how, sent: list[int] = sent, response: httpx.Response = response
@@ -196,6 +202,11 @@ async def _ends(kind: Callable[..., Any], calls: Sequence[tuple[float, How]]) ->
         task.cancel()
     await asyncio.gather(*staying, return_exceptions=True)
     return ends
+
+
+def _response(how: How) -> httpx.Response:
+    request = httpx.Request("POST", "http://127.0.0.1/v1/chat/completions")
+    return httpx.Response(how if isinstance(how, int) else 200, request=request)
 
 
 async def _settled(task: asyncio.Future[Any]) -> None:
@@ -256,7 +267,7 @@ def story(events: Any) -> None:
         was = theirs.state
         theirs.settle(event, second)
         expect(
-            not (sent[call] and event == "success"),
+            wrongly or not (sent[call] and event == "success"),
             tried=tried,
             expected="no success of a call that was sent since it opened",
             happened=f"call {call!r} found the service well, so to close is right",

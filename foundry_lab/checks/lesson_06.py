@@ -55,7 +55,10 @@ def readings(given: Any) -> None:
             happened=f"{read[name]:g} {unit} is too {'low' if read[name] < low else 'high'}",
             look=look,
         )
-    promise = str(given.get("promise")).strip().upper()
+    expect_written(
+        given.get("promise"), tried="look at promise", expected='"A" or "B" in place of `...`'
+    )
+    promise = str(given["promise"]).strip().upper()
     expect(
         promise == "B",
         tried='the promise "nine of ten within 100 ms"',
@@ -265,6 +268,13 @@ LOGS: list[tuple[str, list[tuple[float, float]], float, list[float], str]] = [
     ),
     ("a hole at the end", [(0, 2), (10, 45)], 10, [2, 35, 25, 15, 5], "the last row of the log"),
     ("another plan", [(0, 1), (4, 15), (16, 17)], 4, [1, 11, 7, 3, 1], "the interval of the plan"),
+    (
+        "times that are no whole numbers",
+        [(0.0, 0.5), (2.5, 8.25), (10.0, 10.5)],
+        2.5,
+        [0.5, 5.75, 3.25, 0.75, 0.5],
+        "which types the stub names: ms may have a fraction",
+    ),
     ("an empty log", [], 10, [], "a log without rows"),
 ]
 

@@ -248,11 +248,13 @@ def _records(seed: int, bad: float, good: float, end: float) -> Iterable[Record]
             down = bad <= ended < good
             refused = down and ended > bad + 2
             ended += 0.0 if refused else 0.11
-            said = rng.choice(["503", "503", "200"]) if down else "200"
+            said = rng.choice(["503", "ReadTimeout", "200"]) if down else "200"
             said = "BreakerOpen" if refused else said
             yield Attempt(attempt, ended - 0.11, ended, said, call)
-            outcome = {"200": "ok", "503": "StatusError"}.get(said, said)
-            if outcome != "StatusError":
+            outcome = {"200": "ok", "503": "StatusError", "ReadTimeout": "CallTimeout"}.get(
+                said, said
+            )
+            if outcome in ("ok", "BreakerOpen"):
                 break
             yield Wait(attempt, 0.2, "backoff", call)
             ended += 0.2
@@ -384,7 +386,9 @@ def _attempted(rng: random.Random, now: float, first_token: float) -> tuple[floa
 
 def final_examination(answer: Any) -> None:
     """08-5: every fault, once and always; a score card."""
-    ask, stream = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
+    ask, stream = (
+        answer if isinstance(answer, tuple | list) and len(answer) == 2 else (answer, None)
+    )
     tried = f"call ask with no fault at all: {PROMPT!r}"
     with FaultProxy(service().url, only="chat") as proxy:
         text = value_of(ask, proxy.url, service().model_id, PROMPT, tried=tried)

@@ -71,9 +71,9 @@ def _by_url(endpoint: str) -> str:
     return str(url.copy_with(path="/".join(["", *parts, *CHAT.split("/")[1:]])))
 
 
-def _checked(join: Callable[[str], str]) -> Callable[[str], str]:
+def _checked(join: Callable[[str], str], begin: str = "https?://") -> Callable[[str], str]:
     def chat_url(endpoint: str) -> str:
-        if not re.match(r"https?://", endpoint.strip()):
+        if not re.match(begin, endpoint.strip()):
             raise ValueError(endpoint)
         return join(endpoint)
 
@@ -84,9 +84,13 @@ def _resolved(endpoint: str) -> str:
     return str(httpx.URL(endpoint.strip()).join(CHAT))
 
 
-def _no_check(endpoint: str) -> str:
-    base = re.sub(r"(/v1|/v1/chat/completions)?/*\s*$", "", endpoint.strip())
-    return base + CHAT
+def _cut(endpoint: str) -> str:
+    return re.sub(r"(/v1|/v1/chat/completions)?/*$", "", endpoint.strip()) + CHAT
+
+
+def _no_slash_behind(endpoint: str) -> str:
+    endpoint = endpoint.strip()
+    return endpoint if endpoint.endswith(CHAT) else endpoint.rstrip("/").removesuffix("/v1") + CHAT
 
 
 # 01-4
@@ -108,6 +112,37 @@ def _by_match(answer: httpx.Response) -> str:
         case 4, None if text.startswith("server=oatpp"):
             return "mine"
     return "not this API"
+
+
+def _by_raising(answer: httpx.Response) -> str:
+    try:
+        return "ok" if answer.raise_for_status().json()["choices"] else "not this API"
+    except httpx.HTTPStatusError as error:
+        return _by_match(error.response)
+    except (ValueError, LookupError, TypeError):
+        return "not this API"
+
+
+def _whose(
+    *,
+    ok: Callable[[Any], bool] = lambda body: bool(body.get("choices")),
+    mine: Callable[[Any], bool] = lambda body: isinstance(body, dict) and "error" in body,
+    catch: type[Exception] = ValueError,
+) -> Callable[[httpx.Response], str]:
+    """A correct `whose`, but for what is changed."""
+
+    def whose(answer: httpx.Response) -> str:
+        try:
+            body = answer.json()
+        except catch:
+            body = None
+        if answer.is_success and isinstance(body, dict) and ok(body):
+            return "ok"
+        if answer.is_client_error and (answer.text.startswith("server=oatpp") or mine(body)):
+            return "mine"
+        return "theirs" if answer.is_server_error else "not this API"
+
+    return whose
 
 
 def _by_status(answer: httpx.Response) -> str:
@@ -162,6 +197,17 @@ def _piece_by_piece(url: str, body: dict[str, Any], seconds: float) -> str:
 async def _waited_for(url: str, body: dict[str, Any], seconds: float) -> str:
     async with httpx.AsyncClient(timeout=None) as client:  # noqa: S113 - bounded as a whole
         return _text(await asyncio.wait_for(client.post(url, json=body), seconds))
+
+
+def _bounded(limit: Callable[[float], float]) -> Any:
+    async def ask(url: str, body: dict[str, Any], seconds: float) -> str:
+        async with (
+            asyncio.timeout(limit(seconds)),
+            httpx.AsyncClient(timeout=None) as client,  # noqa: S113 - bounded as a whole
+        ):
+            return _text(await client.post(url, json=body))
+
+    return ask
 
 
 def _read_timeout(url: str, body: dict[str, Any], seconds: float) -> str:
@@ -232,7 +278,15 @@ ANSWERS = {
             "JSON by format": (_by_format, "Invalid JSON"),
             "a limit in quotes": (
                 lambda h, p, m, q, n: _written(h, p, _body(m, q, str(n))),
-                "at most 3 tokens of answer",
+                "tokens of answer",
+            ),
+            "always 3 tokens": (
+                lambda h, p, m, q, n: _written(h, p, _body(m, q, 3)),
+                "there were 3",
+            ),
+            "always 1 token": (
+                lambda h, p, m, q, n: _written(h, p, _body(m, q, 1)),
+                "it asks for 1",
             ),
             "closes each time": (
                 lambda h, p, m, q, n: _written(h, p, _body(m, q, n), more="Connection: close"),
@@ -269,17 +323,30 @@ ANSWERS = {
                 ),
                 "https://gate.example/team/v1/chat",
             ),
-            "no check": (_no_check, "a ValueError whose text"),
+            "no slash behind": (_checked(_no_slash_behind), f"5111{CHAT}/ ')"),
+            "no check": (_cut, "a ValueError whose text"),
+            "http and no more": (_checked(_cut, "http"), "chat_url('httpbin.example/v1')"),
+            "any scheme": (_checked(_cut, r"\w+://"), "chat_url('ftp://127.0.0.1/v1')"),
         },
     ),
     "01-4": Answers(
-        right=[_by_match],
+        right=[_by_match, _by_raising, _whose()],
         wrong={
             "by status": (_by_status, "a log-in page"),
             "by type": (_by_type, "a gateway's 502, a web page"),
             "parses first": (_parses_first, "JSONDecodeError"),
             "exact type": (_exact_type, "its type with a charset"),
             "every 404 is mine": (_fourohfour, "another web server's 404 page"),
+            "the key is enough": (
+                _whose(ok=lambda body: "choices" in body),
+                "choices are an empty list",
+            ),
+            "any JSON is mine": (_whose(mine=lambda body: body is not None), "'Not Found'"),
+            "all JSON has keys": (
+                _whose(mine=lambda body: body is not None and "error" in body),
+                "whose JSON is a number",
+            ),
+            "UTF-8 everywhere": (_whose(catch=json.JSONDecodeError), "UnicodeDecodeError"),
         },
     ),
     "01-5": Answers(
@@ -290,6 +357,11 @@ ANSWERS = {
             "everything is a timeout": (_every_error, "and no TimeoutError"),
             "in a thread": (_in_a_thread, "somebody read them to the end"),
             "the whole answer": (_whole_dict, "the text of its answer"),
+            "1 s, for whatever is short": (
+                _bounded(lambda seconds: seconds if seconds > 10 else 1),
+                "where does your deadline come from",
+            ),
+            "a tenth of its time": (_bounded(lambda s: s / 10), "as many seconds as it was given"),
         },
     ),
 }

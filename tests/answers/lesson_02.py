@@ -1,5 +1,7 @@
 """Answers to the exercises of lesson 02: other right ones, and typical wrong ones."""
 
+import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,20 +22,53 @@ def _chat(model: str) -> dict[str, Any]:
 
 
 def _without_async(url: str, model: str, seconds: float) -> str:
-    until = time.monotonic() + seconds
-    found = "down"
+    """Piece by piece, with a look at the clock after each."""
+    until, found = time.monotonic() + seconds, "down"
+
+    def read(method: str, path: str, body: Any = None) -> Any:
+        left, whole = max(0.01, until - time.monotonic()), b""
+        with httpx.stream(method, url + path, json=body, timeout=left) as answer:
+            for piece in answer.raise_for_status().iter_raw():
+                whole += piece
+                if time.monotonic() > until:
+                    raise TimeoutError
+        return json.loads(whole)
+
     try:
-        with httpx.Client(base_url=url, timeout=seconds) as http:
-            names = http.get("/models/loaded").json()
-            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-                return found
+        if isinstance(read("GET", "/models/loaded"), list):
             found = "degraded"
-            left = max(0.01, until - time.monotonic())
-            if http.post("/v1/chat/completions", json=_chat(model), timeout=left).is_success:
-                found = "ok"
-    except (httpx.HTTPError, ValueError):
+            read("POST", "/v1/chat/completions", _chat(model))
+            found = "ok"
+    except (httpx.HTTPError, TimeoutError, ValueError):
         pass
     return found
+
+
+def _health(
+    *,
+    whole: Callable[[float], float | None] = lambda seconds: seconds,
+    gap: Callable[[float], float | None] = lambda seconds: None,
+    broken: type[Exception] = httpx.HTTPError,
+) -> Any:
+    """A correct `health`, but for what is changed."""
+
+    async def health(url: str, model: str, seconds: float) -> str:
+        found = "down"
+        error: type[Exception] = httpx.HTTPError
+        try:
+            async with (
+                asyncio.timeout(whole(seconds)),
+                httpx.AsyncClient(base_url=url, timeout=gap(seconds)) as http,
+            ):
+                if isinstance((await http.get("/models/loaded")).json(), list):
+                    found, error = "degraded", broken
+                    chat = await http.post("/v1/chat/completions", json=_chat(model))
+                    found = "ok" if chat.is_success else found
+        except (TimeoutError, ValueError, error):
+            pass
+        return found
+
+    return health
 
 
 async def _by_client(url: str, model: str, seconds: float) -> str:
@@ -122,8 +157,21 @@ async def _growing(ask: Ask, clock: Clock, seconds: float) -> bool:
         await clock.sleep(pause)
 
 
+async def _raises_for_status(ask: Ask, clock: Clock, seconds: float) -> bool:
+    until = clock.now() + seconds
+    while "still using" in (answer := await ask()).text:
+        if clock.now() + 0.3 > until:
+            return False
+        await clock.sleep(0.3)
+    try:
+        return answer.raise_for_status().is_success
+    except httpx.HTTPStatusError as error:
+        raise RuntimeError(error.response.text) from error
+
+
 def _waiting(
     *,
+    limit: Callable[[float], float] = lambda seconds: seconds,
     pause: float = 0.25,
     busy: Callable[[httpx.Response], bool] = lambda answer: "still using" in answer.text,
     done: tuple[str, ...] = ("unloaded", "not_loaded"),
@@ -131,7 +179,7 @@ def _waiting(
     error: Callable[[httpx.Response], Exception] = lambda answer: RuntimeError(answer.text),
 ) -> Callable[[Ask, Clock, float], Awaitable[bool | None]]:
     async def unload(ask: Ask, clock: Clock, seconds: float) -> bool | None:
-        until = clock.now() + seconds
+        until = clock.now() + limit(seconds)
         while True:
             answer = await ask()
             if answer.is_success and answer.json()["status"] in done:
@@ -152,6 +200,11 @@ async def _prints(ask: Ask, clock: Clock, seconds: float) -> None:
 
 async def _once(ask: Ask, clock: Clock, seconds: float) -> bool:
     return (await ask()).is_success
+
+
+async def _asked(ask: Ask, clock: Clock, seconds: float) -> bool:
+    await ask()
+    return True
 
 
 # 02-4
@@ -189,7 +242,7 @@ def _same_kind(ringing: bool, recent: list[str]) -> bool:
 
 ANSWERS = {
     "02-1": Answers(
-        right=[_without_async, _by_client],
+        right=[_without_async, _by_client, _health()],
         wrong={
             "404 means running": (_status_alone, "everything with a page"),
             "any JSON will do": (_any_json, "everything with JSON"),
@@ -198,6 +251,16 @@ ANSWERS = {
             "raises": (_raises, "ConnectError"),
             "any failure is down": (_any_failure_is_down, "a model that nobody knows"),
             "always well": (lambda url, model, seconds: True, "it gave True"),
+            "always 5 s": (_health(whole=lambda _: 5), "where does your deadline come from"),
+            "always 2 s": (_health(whole=lambda _: 2), "a service whose chats take"),
+            "a time for each gap": (
+                _health(whole=lambda _: None, gap=lambda seconds: seconds),
+                "a byte at a time",
+            ),
+            "a broken chat raises": (
+                _health(broken=httpx.TimeoutException),
+                "a service that breaks off each chat",
+            ),
         },
     ),
     "02-2": Answers(
@@ -208,6 +271,7 @@ ANSWERS = {
                 ["a", ["a:100", "a:99"]],
             ),
             [("b", ["bc:1"]), ("b:1", ["b:11"]), ("b", ["b:2", "b:11"])],
+            [("b", ["b:9", "b:10", "bc:1"]), ("b:1", ["b:10"]), ("b", ["b:9", "b:10"])],
         ],
         wrong={
             "two cases": ([("lab", ["labs:1"]), ("lab:1", ["lab:12"])], "a list of three pairs"),
@@ -231,10 +295,16 @@ ANSWERS = {
         },
     ),
     "02-3": Answers(
-        right=[_by_recursion, _growing],
+        right=[_by_recursion, _growing, _raises_for_status],
         wrong={
             "prints": (_prints, "it gave None"),
             "asks once": (_once, "busy for 3 s"),
+            "to ask is enough": (_asked, "when it was still busy"),
+            "always 10 s": (_waiting(limit=lambda _: 10), "in the last second of the 4"),
+            "another exception": (
+                _waiting(error=lambda answer: ValueError(answer.text)),
+                "raised ValueError",
+            ),
             "no pause": (_waiting(pause=0), "asked five times, and no time passed"),
             "a storm": (_waiting(pause=0.01), "they are 0.01 to"),
             "sleeps long": (_waiting(pause=2), "they are 2.00 to 2.00 s"),

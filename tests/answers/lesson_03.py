@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -64,13 +64,17 @@ def _data_in(lines: Iterable[str], one_space: bool = True) -> Iterator[str]:
             data = []
 
 
-def _from_lines(end: re.Pattern[bytes]) -> Callable[[Iterable[bytes]], Iterator[str]]:
+def _from_lines(
+    end: re.Pattern[bytes], *, flush: bool = False
+) -> Callable[[Iterable[bytes]], Iterator[str]]:
     def events(packets: Iterable[bytes]) -> Iterator[str]:
         def lines() -> Iterator[str]:
             rest = b""
             for packet in packets:
                 *whole, rest = end.split(rest + packet)
                 yield from (line.decode() for line in whole)
+            if flush:
+                yield from (line.decode() for line in END.split(rest)[:-1])
 
         return _data_in(lines())
 
@@ -106,7 +110,6 @@ def _with_library(client: httpx.Client, body: dict[str, Any]) -> tuple[str, str]
     try:
         with httpx_sse.connect_sse(client, "POST", CHAT, json=body) as source:
             source.response.raise_for_status()
-            source.response.headers["content-type"] = "text/event-stream"
             for event in source.iter_sse():
                 if event.data == "[DONE]":
                     return text, ends.get(finish, "whole")
@@ -127,8 +130,8 @@ def _ask(
     *,
     done: bool = True,
     usage: bool = True,
-    status: bool = True,
-    catch: bool = True,
+    errors: Container[int] = range(400, 600),
+    catch: tuple[type[Exception], ...] = (httpx.TransportError,),
     skip: bool = False,
     null: bool = True,
     keep: bool = True,
@@ -155,7 +158,7 @@ def _ask(
         text, finish = "", None
         try:
             with client.stream("POST", CHAT, json=body) as answer:
-                if status and answer.is_error:
+                if answer.status_code in errors:
                     return "", "error"
                 for data in datas(answer):
                     if data == "[DONE]":
@@ -175,9 +178,7 @@ def _ask(
                         finish = choice["finish_reason"] or finish
                     if by_finish and finish:
                         return text, "length" if finish == "length" else "whole"
-        except httpx.TransportError:
-            if not catch:
-                raise
+        except catch:
             return text if keep else "", "broken"
         return text, "broken" if done else "whole"
 
@@ -338,6 +339,7 @@ ANSWERS = {
                 [[b"\xef\xbb\xbfdata: o", b"ne\n\n"], NEXT_LINE, CR_LF],
                 "there, too",
             ),
+            "A only": ([EURO, ..., ...], "look at packets_b"),
             "text": ([EURO, ["data: a\u2028b\n\n"], CR_LF], "each of them bytes"),
         },
     ),
@@ -348,6 +350,10 @@ ANSWERS = {
             "packets decoded": (_each_packet_decoded, "before or after they are cut into lines"),
             "CR and LF apart": (_from_lines(END), "the LF that comes after a CR"),
             "CR waits": (_from_lines(LATE_END), "a CR that is the last byte so far"),
+            "CR waits for a packet": (
+                _from_lines(LATE_END, flush=True),
+                "it ends its line at once",
+            ),
             "strip": (_stripped, "what belongs to a value"),
             "unfinished events": (_unfinished_too, "what is left when the packets are over"),
             "a list": (
@@ -362,10 +368,19 @@ ANSWERS = {
             "no usage chunk": (_ask(usage=False), "IndexError"),
             "never length": (_ask(length=False), "which finish_reason"),
             "[DONE] not asked for": (_ask(done=False), "all was said; section 5"),
-            "raises": (_ask(catch=False), "RemoteProtocolError"),
+            "raises": (_ask(catch=()), "RemoteProtocolError"),
+            "a reset raises": (
+                _ask(catch=(httpx.RemoteProtocolError, httpx.TimeoutException)),
+                "a connection that is reset",
+            ),
+            "silence raises": (
+                _ask(catch=(httpx.RemoteProtocolError, httpx.NetworkError)),
+                "ReadTimeout",
+            ),
             "text lost": (_ask(keep=False), "what becomes of the text when"),
             "no error event": (_ask(error=False), "KeyError"),
-            "status not seen": (_ask(status=False), "whether anybody looks at the status"),
+            "status not seen": (_ask(errors=()), "whether anybody looks at the status"),
+            "503 only": (_ask(errors=[503]), "status 429"),
             "bad JSON skipped": (_ask(skip=True), "an event that can't be read"),
             "space wanted": (_ask(space=False), "the space after the colon"),
             "iter_lines": (_ask(lines=True), "who cuts the lines"),
@@ -374,7 +389,7 @@ ANSWERS = {
         },
     ),
     "03-4": Answers(
-        right=[_by_hand],
+        right=[_by_hand, lambda packets: [one and round(one, 3) for one in _by_hand(packets)]],
         wrong={
             "the role counts": (_slip(role=True), "is the role a token"),
             "pieces are tokens": (_slip(pieces=True), "who counts tokens"),

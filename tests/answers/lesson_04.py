@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -66,6 +67,12 @@ def _any_number(text: str | None, now: datetime) -> float | None:
         return retry_after(text, now)
 
 
+def _as_parsed(text: str | None, now: datetime) -> float | None:
+    if text and "," in text:
+        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
+    return retry_after(text, now)
+
+
 # 04-3
 
 
@@ -95,7 +102,12 @@ async def _by_stamina(library: openai.AsyncOpenAI, model: str, prompt: str) -> s
 stamina.instrumentation.set_on_retry_hooks([])  # no log lines
 
 
-def _attempts(number: int = 4, of: int = 0, swallow: bool = False, all_errors: bool = False) -> Any:
+def _attempts(
+    number: int = 4,
+    of: int = 0,
+    swallow: bool = False,
+    worth: Callable[[Exception], bool] = _worth_it,
+) -> Any:
     """A loop of so many attempts around a library with so many retries of its own."""
 
     async def once(library: openai.AsyncOpenAI, model: str, prompt: str) -> str:
@@ -111,7 +123,7 @@ def _attempts(number: int = 4, of: int = 0, swallow: bool = False, all_errors: b
             try:
                 return await once(library, model, prompt)
             except openai.APIError as error:
-                if not (all_errors or _worth_it(error)):
+                if not worth(error):
                     raise
             await asyncio.sleep(0.01)
         return await once(library, model, prompt)
@@ -248,6 +260,12 @@ ANSWERS = {
                 lambda r, b, c, rng: random.uniform(0, _ceiling(r, b, c)),
                 "same seed, same draw",
             ),
+            "no base": (
+                lambda r, b, c, rng: rng.uniform(0, min(c, 2 ** (r - 1))),
+                "with base 0.2 s",
+            ),
+            "prints": (lambda r, b, c, rng: print(_scaled(r, b, c, rng)), "is not returning"),
+            "a draw": (0.25, "without calling it"),
         },
     ),
     "04-2": Answers(
@@ -260,6 +278,14 @@ ANSWERS = {
             "every exception": (
                 _judge(errors=Exception, statuses=RETRYABLE_STATUSES),
                 "UnsupportedProtocol; backoff",
+            ),
+            "three errors": (
+                _judge(errors=(httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError)),
+                "ReadError; backoff",
+            ),
+            "every ProtocolError": (
+                _judge(errors=(httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError)),
+                "LocalProtocolError; backoff",
             ),
             "no network errors": (_judge(errors=httpx.TimeoutException), "ConnectError"),
             "the floor replaces the backoff": (_judge(join=max), "is it one of them, or both"),
@@ -275,6 +301,7 @@ ANSWERS = {
                 ),
                 "what a date in the past means",
             ),
+            "a date without a zone": (_judge(after=_as_parsed), "offset-naive"),
             "1.5 is read": (_judge(after=_any_number), "a header that can't be read"),
             "no deadline": (_judge(bounded=False), "when the wait would be over"),
             "text shown twice": (_judge(stop_when_shown=False), "what the user would read"),
@@ -287,7 +314,19 @@ ANSWERS = {
             "the library's retries": (_attempts(of=2), "server: 12"),
             "the error is swallowed": (_attempts(swallow=True), "server: 1; the caller got 'Error"),
             "five attempts": (_attempts(number=5), "server: 5"),
-            "400 is repeated": (_attempts(all_errors=True), "what is worth another attempt"),
+            "400 is repeated": (_attempts(worth=lambda error: True), "400 to every request"),
+            "401 is repeated": (
+                _attempts(worth=lambda error: not isinstance(error, openai.BadRequestError)),
+                "401 to every request",
+            ),
+            "429 is sent once": (
+                _attempts(
+                    worth=lambda error: (
+                        _worth_it(error) and not isinstance(error, openai.RateLimitError)
+                    )
+                ),
+                "429 to every request",
+            ),
             "statuses only": (_statuses_only, "errors that come without any status"),
             "None at last": (_none_at_last, "server: 4; the caller got None"),
         },

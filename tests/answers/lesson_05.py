@@ -115,7 +115,7 @@ class _Guard:
         outcome = self.of_cancelled()
         try:
             response = await send()
-            outcome = self.judged(response.status_code)
+            outcome = self.judged(response)
         except Exception:
             outcome = "failure"
             raise
@@ -127,7 +127,8 @@ class _Guard:
     def of_cancelled(self) -> str:
         return "neutral"
 
-    def judged(self, status: int) -> str:
+    def judged(self, response: httpx.Response) -> str:
+        status = response.status_code
         return "failure" if status >= 500 else "neutral" if status == 429 else "success"
 
     def settle(self, outcome: str) -> None:
@@ -147,19 +148,34 @@ class _LeaverSucceeds(_Guard):
         return "success"
 
 
+class _ByRaising(_Guard):
+    def judged(self, response: httpx.Response) -> str:
+        try:
+            response.raise_for_status()
+        except httpx.HTTPStatusError as error:
+            return super().judged(error.response)
+        return "success"
+
+
 class _Mistake400(_Guard):
-    def judged(self, status: int) -> str:
-        return "failure" if status >= 400 else "success"
+    def judged(self, response: httpx.Response) -> str:
+        return "failure" if response.status_code >= 400 else "success"
 
 
 class _Mistake429(_Guard):
-    def judged(self, status: int) -> str:
-        return "failure" if status >= 500 else "success"
+    def judged(self, response: httpx.Response) -> str:
+        return "failure" if response.status_code >= 500 else "success"
 
 
 class _Neutral404(_Guard):
-    def judged(self, status: int) -> str:
-        return "neutral" if 400 <= status < 500 else super().judged(status)
+    def judged(self, response: httpx.Response) -> str:
+        return "neutral" if response.is_client_error else super().judged(response)
+
+
+class _NeverForgives(_Guard):
+    def settle(self, outcome: str) -> None:
+        if outcome != "success" or self.row >= 3:
+            super().settle(outcome)
 
 
 class _Swallows(_Guard):
@@ -205,10 +221,11 @@ ANSWERS = {
             "keeps all": (_KeepsAll, "it keeps too much"),
             "a number of calls": (_Few, "a time, not a number"),
             "prints": (_Prints, "it gave None"),
+            "a window": (_Lists(10, 3), "without calling it"),
         },
     ),
     "05-2": Answers(
-        right=[_Guard],
+        right=[_Guard, _ByRaising],
         wrong={
             "leaks": (_Leaks, "not sent: call 5 and call 6"),
             "who leaves is a failure": (_LeaverFails, "not sent: call 5, counted"),
@@ -217,6 +234,7 @@ ANSWERS = {
             "429 is a success": (_Mistake429, "says about 429"),
             "404 is neutral": (_Neutral404, "what a 404 says"),
             "swallows": (_Swallows, "the caller of call 4 did not"),
+            "all failures count": (_NeverForgives, "what a success in between does"),
             "no places": (_AllProbes, "half-open has one place"),
         },
     ),
@@ -230,6 +248,7 @@ ANSWERS = {
                 [11, 0, "success"],
                 [12, "p", "failure"],
             ],
+            [LONG, *OPENED, (7, "p", "send"), (8, "long", "success"), (9, "p", "success")],
         ],
         wrong={
             "never opens": ([LONG, (1, "long", "success")], "it never opened"),

@@ -125,6 +125,10 @@ def _between_rows(log: list[tuple[float, float]], interval: float) -> list[float
     return _holes(log[:-1], interval) + [ended - sent for sent, ended in log[-1:]]
 
 
+def _in_range(log: list[Any], interval: Any) -> list[float]:
+    return [ended - due for sent, ended in log for due in range(sent, ended, interval)]
+
+
 PAPER = {"in_progress": 3, "seconds": 2.4, "per_second": 4, "waiting": 60, "wait_s": 7.5}
 
 ANSWERS = {
@@ -137,6 +141,7 @@ ANSWERS = {
             "of 40, not 1,000": (READ | {"a_late": 12}, "12 calls is too low"),
             "the better median": (READ | {"promise": "A"}, "three of its ten are late"),
             "with the unit": (READ | {"b_ms": "71 ms"}, "without its unit"),
+            "no promise": (READ | {"promise": ...}, "look at promise"),
             "not all": (READ | {"a_late": ...}, "nothing to check yet"),
         },
     ),
@@ -234,6 +239,7 @@ ANSWERS = {
                 "when each of them was due",
             ),
             "between rows only": (_between_rows, "the last row of the log"),
+            "whole numbers only": (_in_range, "times that are no whole numbers"),
             "always 10": (lambda log, interval: _holes(log, 10), "the interval of the plan"),
             "a number": (lambda log, interval: len(log), "a list of ms"),
         },

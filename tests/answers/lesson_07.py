@@ -58,7 +58,7 @@ async def _window(
     k: int,
     *,
     catch: bool = True,
-    clean: bool = True,
+    clean: tuple[type[BaseException], ...] = (BaseException,),
     at_once: bool = True,
 ) -> AsyncIterator[Any]:
     source, tasks = iter(prompts), deque[asyncio.Future[str]]()
@@ -77,11 +77,11 @@ async def _window(
                 result = await tasks[0]
             tasks.popleft()
             yield result
-    finally:
-        if clean:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    except clean:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 async def _in_words(ask: Ask, prompts: Iterable[Any], k: int) -> AsyncIterator[Any]:
@@ -154,6 +154,32 @@ async def _appended(
             if flush:
                 file.flush()
     return answers
+
+
+async def _break_before(ask: Ask, prompts: list[str], path: Path) -> list[str]:
+    """A line break before each answer, so that none is glued to half a line."""
+    text = path.read_bytes() if path.exists() else b""
+    answers = [json.loads(line) for line in text.splitlines() if _is_whole(line)]
+    for prompt in prompts[len(answers) :]:
+        answers.append(await ask(prompt))
+        with path.open("ab") as file:
+            file.write(b"\n" + json.dumps(answers[-1]).encode())
+    return answers
+
+
+async def _no_break_between(ask: Ask, prompts: list[str], path: Path) -> list[str]:
+    """Half a line is cut off; a whole one stays, with or without its line break."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    path.write_bytes(b"".join(line for line in lines if _is_whole(line)))
+    return await _appended(ask, prompts, path)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 async def _at_the_end(ask: Ask, prompts: list[str], path: Path) -> list[str]:
@@ -259,6 +285,17 @@ class _KeepsErrors:
         return await asyncio.shield(self._calls[key])
 
 
+class _FirstForgets(_KeepsErrors):
+    async def get(self, key: str, ask: Callable[[], Awaitable[str]]) -> str:
+        first = key not in self._calls
+        try:
+            return await super().get(key, ask)
+        except Exception:
+            if first:
+                self._calls.pop(key, None)
+            raise
+
+
 class _NoShield:
     def __init__(self) -> None:
         self._calls = dict[str, asyncio.Future[str]]()
@@ -282,12 +319,16 @@ ANSWERS = {
             "in the order they are done": (_as_done, "they came in the order"),
             "one at a time": (lambda *a: _window(*a, at_once=False), "there were 1"),
             "an error ends all": (lambda *a: _window(*a, catch=False), "ValueError: refused"),
-            "leaves calls running": (lambda *a: _window(*a, clean=False), "calls went on"),
+            "leaves calls running": (lambda *a: _window(*a, clean=()), "calls went on"),
+            "ends them when cancelled": (
+                lambda *a: _window(*a, clean=(asyncio.CancelledError,)),
+                "left after the first result",
+            ),
             "a list": (_a_list, "it gave a list"),
         },
     ),
     "07-2": Answers(
-        right=[_rewritten],
+        right=[_rewritten, _break_before],
         wrong={
             "writes at the end": (_at_the_end, "the file had [0, 0, 0, 0, 0] lines"),
             "an answer's own line breaks": (
@@ -296,12 +337,17 @@ ANSWERS = {
             ),
             "asks all again": (_asks_all, "5 were asked"),
             "glues to the half line": (_appended, "another run after"),
+            "glues to a whole line": (_no_break_between, "before the second line break"),
             "stops at half a line": (lambda *a: _appended(*a, check=False), "JSONDecodeError"),
             "swallows the error": (_swallows, "a run that is ended by a PowerCut"),
         },
     ),
     "07-3": Answers(
-        right=[PAIRS],
+        right=[
+            PAIRS,
+            PAIRS | {"fields": [COUNT, COUNT | {"stream": True}]},
+            PAIRS | {"as_text": [COUNT, COUNT | {"temperature": 0.0}]},
+        ],
         wrong={
             "the key sees it": (
                 PAIRS | {"fields": (COUNT, COUNT | {"max_tokens": 5})},
@@ -319,6 +365,7 @@ ANSWERS = {
                 PAIRS | {"messages": ({"messages": COUNT["messages"]}, COUNT)},
                 "it may differ from itself",
             ),
+            "refused": (PAIRS | {"fields": (COUNT, COUNT | {"top_p": 7})}, "status 400"),
             "one request": (PAIRS | {"messages": COUNT}, "two dictionaries with messages"),
         },
     ),
@@ -329,6 +376,8 @@ ANSWERS = {
             "a plain lock for each key": (_RetriesInLine, "one after the other"),
             "one lock for all": (_OneLock, "one waited for the other"),
             "keeps errors": (_KeepsErrors, "got the old error"),
+            "the first forgets": (_FirstForgets, "when the caller who made it is gone"),
+            "a cache": (_Locks(), "without calling it"),
             "the first takes all with it": (_NoShield, "of the other two got the answer"),
         },
     ),

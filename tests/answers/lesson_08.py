@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import httpx
@@ -103,6 +103,7 @@ def _loop(
     refused: bool = False,
     by_calls: bool = False,
     ordered: bool = True,
+    failed: Callable[[str], bool] = lambda outcome: outcome != "200",
 ) -> dict[str, Any]:
     began: float | None = None
     sent, senders, lost, last = 0, set[str](), 0, -1.0
@@ -111,7 +112,7 @@ def _loop(
         if isinstance(one, Attempt) and (refused or one.outcome != "BreakerOpen"):
             sent += 1
             senders.add(one.call)
-            if one.outcome != "200" and began is None and not by_calls:
+            if failed(one.outcome) and began is None and not by_calls:
                 began = one.ended
         if isinstance(one, Call) and one.outcome != "ok" and (left or one.outcome != "left"):
             lost, last = lost + 1, max(last, one.ended)
@@ -245,6 +246,10 @@ ANSWERS = {
                 lambda r: _loop(r, ordered=False),
                 "a long outage, its records in no order",
             ),
+            "503 only": (
+                lambda r: _loop(r, failed=lambda outcome: outcome == "503"),
+                "began was None",
+            ),
             "prints": (lambda r: print(_loop(r)), "None came back"),
         },
     ),
@@ -263,6 +268,7 @@ ANSWERS = {
         right=[(package, package_stream)],
         wrong={
             "no temperature": (_drawn, "the text has"),
+            "no temperature, and a stream": ([_drawn, package_stream], "requests; the text has"),
             "never ends": (_never, "still running"),
             "no whole deadline": (_gaps, "no end within 2 s"),
             "takes what came for the whole": (_joined, "cut text as the answer"),
