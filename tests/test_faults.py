@@ -876,11 +876,11 @@ def test_on_end_is_told_that_it_cannot_wait_for_itself(service: Service) -> None
 
     def change_the_plan(_: object) -> None:
         with pytest.raises(InvalidRequest) as caught:
-            proxy.plan = ()
+            noisy.plan = ()
         said.append(str(caught.value))
 
-    with FaultProxy(service.url, on_end=change_the_plan) as proxy:
-        httpx.get(f"{proxy.url}/models/loaded")
+    with FaultProxy(service.url, on_end=change_the_plan) as noisy:
+        httpx.get(f"{noisy.url}/models/loaded")
     assert len(said) == 1
 
 
