@@ -145,8 +145,13 @@ def test_it_ends_with_a_parent_that_is_killed() -> None:
     left.assert_gone()
 
 
-def test_what_two_kills_leave_is_removed_at_the_next_start() -> None:
+def test_what_two_kills_leave_is_removed_at_the_next_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Owner and service killed together can't clean up; the next service does."""
+    for name in ("TMPDIR", "TEMP", "TMP"):  # a folder where no other test starts a service
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     owner, left = start_owner()
     left.process.suspend()  # so that it can't clean up when its parent dies
     end(owner)
