@@ -120,25 +120,23 @@ class Cache:
             row = self._store.execute(
                 "SELECT body FROM answers WHERE key = ? AND stored > ?", (key, now - self._max_age)
             ).fetchone()
-            self._store.execute("UPDATE answers SET used = ? WHERE key = ?", (now, key))
+            if row:
+                self._store.execute("UPDATE answers SET used = ? WHERE key = ?", (now, key))
         return Completion.model_validate_json(row[0]) if row else None
 
     def _keep(self, key: str, completion: Completion) -> None:
-        with suppress(sqlite3.OperationalError):
-            self._insert(key, completion.model_dump_json())
-
-    def _insert(self, key: str, body: str) -> None:
         now = self._now()
-        self._store.execute(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-            (key, body, now, now),
-        )
-        self._store.execute("DELETE FROM answers WHERE stored <= ?", (now - self._max_age,))
-        self._store.execute(
-            "DELETE FROM answers WHERE key IN "
-            "(SELECT key FROM answers ORDER BY used DESC LIMIT -1 OFFSET ?)",
-            (self._max_entries,),
-        )
+        with suppress(sqlite3.OperationalError):
+            self._store.execute(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
+                (key, completion.model_dump_json(), now, now),
+            )
+            self._store.execute("DELETE FROM answers WHERE stored <= ?", (now - self._max_age,))
+            self._store.execute(
+                "DELETE FROM answers WHERE key IN "
+                "(SELECT key FROM answers ORDER BY used DESC LIMIT -1 OFFSET ?)",
+                (self._max_entries,),
+            )
 
 
 class _Shared:

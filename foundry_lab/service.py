@@ -249,7 +249,7 @@ def _loaded_models(url: str, settings: Settings) -> list[str]:
         why = f"it answers with status {status}"
         fix = "Check FOUNDRY_API_KEY." if status in (401, 403) else fix
     except httpx.HTTPError as error:
-        why = settings.without_key(str(error))
+        why = f"{type(error).__name__}: {settings.without_key(str(error))}"
     except InvalidResponse:
         why = "the answer is no list of models"  # not its text, which may hold the key
     raise ServiceUnreachable(f"No Foundry Local service answers at {url}: {why}.", fix=fix)

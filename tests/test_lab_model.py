@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from foundry_lab.doctor import CHECKSUM
 from foundry_lab.service import Service
 from foundry_lab.settings import BUNDLED_MODEL, BUNDLED_MODEL_DIR, Settings
 
 HONEST = "I am lab-tiny, a tiny model that only knows this workbook's vocabulary"
 CARD = (BUNDLED_MODEL_DIR / "README.md").read_text(encoding="utf-8")
-CHECKSUM = re.compile(r"^([0-9a-f]{64})  (\S+)$", re.MULTILINE)
 
 NOT_YET = pytest.mark.xfail(strict=True, reason="lab-tiny does not do this yet; see its card")
 

@@ -176,6 +176,7 @@ def test_set_up_does_no_more_than_needed(
         ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "PIP_CERT"),
         ("error: incomplete-download", "network"),
         ("ERROR: Could not install packages: [Errno 28] No space left on device", "disk is full"),
+        ("[WinError 32] Access is denied: 'C:\\lab\\.venv'", "still uses .venv"),
         ("[WinError 32] Der Prozess kann nicht zugreifen: 'C:\\lab\\.venv'", "still uses .venv"),
         (
             "[Errno 2] No such file or directory. HINT: ... have Windows Long Path support",
@@ -354,6 +355,16 @@ def test_a_failure_of_pip_that_is_not_the_networks_is_not_called_so(project: Pat
     assert code == 1
     assert "ERROR: No matching distribution found for httpx==99" in output
     assert "has no file of a package for this system and this Python" in output
+    assert "cannot be reached" not in output
+
+
+def test_a_failure_of_pip_that_nobody_knows_is_left_to_its_log(project: Path) -> None:
+    """Where the reason is none of the usual ones, pip's words stay, and where all of them are."""
+    (project / "requirements.txt").write_text("no requirement at all\n")
+    code, output = run(project, "test")
+    assert code == 1
+    assert "ERROR: Invalid requirement" in output
+    assert "pip failed: its reasons are above, and in full in" in output
     assert "cannot be reached" not in output
 
 

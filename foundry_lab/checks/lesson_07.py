@@ -440,25 +440,35 @@ async def _error(kind: Callable[..., Any]) -> Verdict:
     wrong = "" if raised == 5 else f"{raised} of the 5 got the ConnectionError"
     if not wrong and source.asked != 1:
         wrong = f"{source.asked} calls were made, one after the other"
-    source.fails = False
-    try:
-        later = await get("a", source.ask)
-    except ConnectionError:
-        later = None
-    if later != "an answer":
+    if not await _well_later(get, source):
         wrong = "who came later, when all was well, got the old error"
     expected = "one call, its error for all five, and a new call for one who comes later"
     return expected, wrong, "what is kept after a call that failed, and when it is forgotten"
 
 
-async def _first_leaves(kind: Callable[..., Any]) -> Verdict:
-    source, get = _Source(), kind().get
+async def _well_later(get: Callable[..., Any], source: _Source) -> bool:
+    """Whether one who comes when the source is well again gets its answer."""
+    source.fails = False
+    try:
+        answer = await get("a", source.ask)
+    except ConnectionError:
+        return False
+    return bool(answer == "an answer")
+
+
+async def _got_by_the_others(get: Callable[..., Any], source: _Source) -> list[Any]:
+    """Let three wait for one key, cancel the first, and give what the other two get."""
     tasks = [asyncio.ensure_future(get("a", source.ask)) for _ in range(3)]
     for _ in range(5):
         await asyncio.sleep(0)
     tasks[0].cancel()
-    got = await asyncio.gather(*tasks, return_exceptions=True)
-    well = sum(one == "an answer" for one in got[1:])
+    return (await asyncio.gather(*tasks, return_exceptions=True))[1:]
+
+
+async def _first_leaves(kind: Callable[..., Any]) -> Verdict:
+    source, get = _Source(), kind().get
+    got = await _got_by_the_others(get, source)
+    well = sum(one == "an answer" for one in got)
     wrong = "" if well == 2 else f"{well} of the other two got the answer"
     if not wrong and source.asked > 2:
         wrong = f"{source.asked} calls were made"
@@ -468,20 +478,11 @@ async def _first_leaves(kind: Callable[..., Any]) -> Verdict:
 
 async def _leaves_an_error(kind: Callable[..., Any]) -> Verdict:
     source, get = _Source(fails=True), kind().get
-    tasks = [asyncio.ensure_future(get("a", source.ask)) for _ in range(3)]
-    for _ in range(5):
-        await asyncio.sleep(0)
-    tasks[0].cancel()
-    got = await asyncio.gather(*tasks, return_exceptions=True)
-    raised = sum(isinstance(one, ConnectionError) for one in got[1:])
+    got = await _got_by_the_others(get, source)
+    raised = sum(isinstance(one, ConnectionError) for one in got)
     wrong = "" if raised == 2 else f"{raised} of the other two got the ConnectionError"
-    source.fails = False
-    try:
-        later = await get("a", source.ask)
-    except ConnectionError:
-        later = None
-    if not wrong and later != "an answer":
-        wrong = "who came later, when all was well, got the old error"
+    if not await _well_later(get, source):
+        wrong = wrong or "who came later, when all was well, got the old error"
     expected = "the error for the other two, and a new call for one who comes later"
     return expected, wrong, "who forgets a failed call, when the caller who made it is gone"
 
