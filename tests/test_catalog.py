@@ -204,6 +204,9 @@ def test_ctrl_c_ends_a_download(catalog_url: str, tmp_path: Path) -> None:
         )
         try:
             connection, _ = silent_proxy.accept()  # the download has begun, and now hangs
+            assert owner.stderr is not None
+            while (piece := owner.stderr.read(1)) != "%":  # the bar is drawn: nothing is imported
+                assert piece, "It ended before it drew a progress bar."
             children = psutil.Process(owner.pid).children()
             owner.send_signal(signal.SIGINT)
             _, complaint = owner.communicate(timeout=20)
