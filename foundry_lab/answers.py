@@ -2,6 +2,7 @@
 
 import json
 import re
+from textwrap import shorten
 from typing import TypeVar
 
 import httpx
@@ -16,7 +17,7 @@ from foundry_lab.errors import (
     StatusError,
 )
 
-__all__ = ["MAX_BODY", "Listing", "Status", "parse", "read", "status_error"]
+__all__ = ["MAX_BODY", "Listing", "Status", "beginning", "parse", "read", "status_error"]
 
 MAX_BODY = 16_000_000
 """Bytes of an answer that are read at most: a server must not be able to fill our memory."""
@@ -49,8 +50,15 @@ async def read(response: httpx.Response) -> str:
     """Read the body as text.
 
     Raises:
-        InvalidResponse: It is longer than `MAX_BODY`.
+        InvalidResponse: It is longer than `MAX_BODY`, or packed: a few bytes can unpack to more
+            than there is memory, and nobody asked for that.
     """
+    packing = response.headers.get("content-encoding", "identity")
+    if packing != "identity":
+        raise InvalidResponse(
+            f"The answer, of status {response.status_code}, is packed as {packing!r}.",
+            fix="Let the gateway in between honour the header Accept-Encoding: identity.",
+        )
     body = bytearray()
     async for piece in response.aiter_bytes():
         body += piece
@@ -70,11 +78,17 @@ def parse(kind: type[T], text: str) -> T:
     """
     try:
         return TypeAdapter(kind).validate_json(text)
-    except ValidationError as error:
+    except ValidationError:
         raise InvalidResponse(
-            f"The answer is not the JSON that Foundry Local gives; it begins with {text[:80]!r}.",
+            "The answer is not the JSON that Foundry Local gives; it begins with "
+            f"{beginning(text)!r}.",
             fix="Check that the endpoint is a Foundry Local service and not a web page.",
-        ) from error
+        ) from None  # a traceback prints its cause, and what is in that
+
+
+def beginning(text: str, characters: int = 80) -> str:
+    """Cut a text between two words: half a key is no key to remove."""
+    return shorten(text[:1000], characters, placeholder=" …")
 
 
 def status_error(status: int, text: str) -> StatusError:
@@ -87,9 +101,10 @@ def status_error(status: int, text: str) -> StatusError:
     try:
         said = str(json.loads(text)["error"]["message"])
     except (ValueError, LookupError, TypeError, RecursionError):
-        said = text.strip()[:200] or "(nothing)"
-    # Cut first: the pattern takes quadratic time. It drops where in the C++ it was said.
-    said = re.sub(r"\b\w+\.cc:\d+ [^)]*\) ", "", said[:MAX_SAID])
+        said = beginning(text, 200) or "(nothing)"
+    if len(said) > MAX_SAID:  # the pattern takes quadratic time
+        said = said[:MAX_SAID].rpartition(" ")[0]
+    said = re.sub(r"\b\w+\.cc:\d+ [^)]*\) ", "", said)  # where in the C++ it was said
     for sign, kind, fix in _SIGNS:
         if sign in said:
             model = re.search("'(.+?)'", said)

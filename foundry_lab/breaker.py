@@ -108,7 +108,7 @@ class Breaker:
         self._probes = dict[Permit, float]()  # probes under way, and when their lease is over
         self._good_probes = 0
         self.last_failure = ""
-        """What the failure that was settled last was, in words."""
+        """What the failure or slow call that was settled last was, in words."""
 
     def admit(self, now: float) -> Permit | None:
         """Ask to make a call; None means no."""
@@ -134,6 +134,8 @@ class Breaker:
         permit.settled = True
         if outcome == "failure":
             self.last_failure = why
+        elif outcome == "success" and self._is_slow(permit, now):
+            self.last_failure = "too slow"
         if self.state == "half-open":
             self._settle_probe(permit, outcome, now)
         elif outcome != "neutral":

@@ -15,13 +15,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from foundry_lab.chat import Completion
 from foundry_lab.errors import DeadlineExceeded, InvalidRequest
 
 __all__ = ["Cache", "cache_key"]
 
-LOCKED = 0.1
-"""Seconds to wait for a file that another program writes; the event loop waits with it."""
+STORE = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;  -- a power cut may cost the last answers
+CREATE TABLE IF NOT EXISTS answers
+    (key TEXT PRIMARY KEY, body TEXT, stored REAL, used REAL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_stored ON answers (stored);
+CREATE INDEX IF NOT EXISTS by_used ON answers (used);
+PRAGMA busy_timeout = 100;  -- ms, from now on: the event loop waits with it
+"""
 
 
 def cache_key(body: dict[str, Any]) -> str | None:
@@ -39,13 +48,16 @@ def cache_key(body: dict[str, Any]) -> str | None:
 class Cache:
     """Keeps completions.
 
-    A file that is locked or full costs no answer: it is asked for, and not kept.
+    A file that is locked, full or damaged costs no answer: it is asked for, and not kept.
 
     Args:
         path: A file to keep them in; None keeps them in memory only.
         max_entries: Most completions to keep; the one that was used longest ago goes first.
         max_age: Seconds after which an answer is asked for again.
         now: The wall clock, as ages must outlive the program.
+
+    Raises:
+        InvalidRequest: The file can't be used, or nothing could be kept.
     """
 
     def __init__(
@@ -64,12 +76,13 @@ class Cache:
         self.hits = self.misses = 0
         self._max_entries, self._max_age, self._now = max_entries, max_age, now
         self._under_way: dict[str, _Shared] = {}
-        self._store = sqlite3.connect(path or ":memory:", LOCKED, isolation_level=None)
-        self._store.execute("PRAGMA journal_mode = WAL")
-        self._store.execute(
-            "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, body TEXT, "
-            "stored REAL, used REAL) WITHOUT ROWID"
-        )
+        try:
+            self._store = sqlite3.connect(path or ":memory:", isolation_level=None)
+            self._store.executescript(STORE)
+        except sqlite3.Error as error:
+            raise InvalidRequest(
+                f"{path} can't keep answers: {error}.", fix="Remove it, or name another file."
+            ) from error
 
     def __len__(self) -> int:
         count: int = self._store.execute("SELECT count(*) FROM answers").fetchone()[0]
@@ -115,18 +128,19 @@ class Cache:
             del self._under_way[key]
 
     def _find(self, key: str) -> Completion | None:
-        now, row = self._now(), None
-        with suppress(sqlite3.OperationalError):
+        now, found = self._now(), None
+        with suppress(sqlite3.Error, ValidationError):
             row = self._store.execute(
                 "SELECT body FROM answers WHERE key = ? AND stored > ?", (key, now - self._max_age)
             ).fetchone()
             if row:
+                found = Completion.model_validate_json(row[0])
                 self._store.execute("UPDATE answers SET used = ? WHERE key = ?", (now, key))
-        return Completion.model_validate_json(row[0]) if row else None
+        return found
 
     def _keep(self, key: str, completion: Completion) -> None:
         now = self._now()
-        with suppress(sqlite3.OperationalError):
+        with suppress(sqlite3.Error):
             self._store.execute(
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
                 (key, completion.model_dump_json(), now, now),

@@ -4,11 +4,13 @@ The service ignores a parameter whose name or type is wrong and answers 200 all 
 request is checked here and refused before it is sent.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -66,11 +68,16 @@ class Message(_Strict):
     content: NonEmpty
 
 
+def _writable(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
+    return schema
+
+
 class ResponseFormat(_Strict):
     """The form an answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, JsonValue] | None = None
+    json_schema: Annotated[dict[str, JsonValue], AfterValidator(_writable)] | None = None
 
 
 class ChatRequest(_Strict):

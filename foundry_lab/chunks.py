@@ -6,11 +6,10 @@ done), the event ``[DONE]`` (the service has said all), and the end of the body.
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from textwrap import shorten
 
 from pydantic import BaseModel, ValidationError
 
-from foundry_lab.answers import status_error
+from foundry_lab.answers import beginning, status_error
 from foundry_lab.chat import Chunk, ToolCall, Usage
 from foundry_lab.errors import CallError, InvalidResponse
 from foundry_lab.sse import Decoder
@@ -117,8 +116,7 @@ def _chunk(data: str) -> Chunk:
 
 
 def _not_a_chunk(data: str) -> InvalidResponse:
-    beginning = shorten(data[:1000], 80, placeholder=" …")  # half a key is no key to remove
     return InvalidResponse(
-        f"An event of the stream is not a chat chunk; it begins with {beginning!r}.",
+        f"An event of the stream is not a chat chunk; it begins with {beginning(data)!r}.",
         fix="Check that the endpoint is a Foundry Local service.",
     )

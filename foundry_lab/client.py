@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
@@ -65,6 +65,7 @@ MAX_STREAM = 64_000_000
 """Bytes of a stream that are read at most, some 250,000 tokens."""
 BUSY_PAUSE = 0.1
 """Seconds between two attempts to unload a model that generates."""
+T = TypeVar("T")
 Limits = dict[str, Any]
 """What a request tells the layers: ``deadline``, ``first_token``, ``stall``, ``commit`` …"""
 
@@ -209,8 +210,14 @@ class FoundryAPIClient:
 
         if self.cache is None:
             return await ask()
-        key = cache_key(request.body(await self._model_id(model, limits)))
-        return await self._cached(self.cache, key, ask, limits) if key else await ask()
+        try:
+            key = cache_key(request.body(await self._model_id(model, limits)))
+            return await self._cached(self.cache, key, ask, limits) if key else await ask()
+        except FoundryLabError as error:
+            if "told" not in limits:  # it failed before it was sent, or with somebody else's call
+                began = limits["deadline"] - limits["seconds"]
+                self._tell(began, type(error).__name__, 0, limits)
+            raise
 
     def stream_complete(
         self,
@@ -350,8 +357,8 @@ class FoundryAPIClient:
         above = base.path.rstrip("/").removesuffix("/catalogs/local")
         root = base.copy_with(path=f"{above}/status")
         try:
-            status = parse(Status, await self._get(self._direct, root, limits))
-            loaded = parse(list[str], await self._get(self._direct, "/models/loaded", limits))
+            status = await self._get(self._direct, root, limits, Status)
+            loaded = await self._get(self._direct, "/models/loaded", limits, list[str])
         except CallError as error:
             return Health("down", error.what)
         memory = memory_of(status.pid) if root.host in LOOPBACK else None
@@ -379,8 +386,8 @@ class FoundryAPIClient:
         return ttft or time.perf_counter() - began
 
     async def _models(self, limits: Limits) -> list[Model]:
-        listing = parse(Listing, await self._get(self._http, "/v1/models", limits))
-        loaded = parse(list[str], await self._get(self._http, "/models/loaded", limits))
+        listing = await self._get(self._http, "/v1/models", limits, Listing)
+        loaded = await self._get(self._http, "/models/loaded", limits, list[str])
         aliases = self._service.aliases if self._service else {}
         return [
             Model(known, aliases.get(known) or alias_of(known), known in loaded)
@@ -389,6 +396,11 @@ class FoundryAPIClient:
 
     async def _model_id(self, name: str | None, limits: Limits) -> str:
         """Look a name up once: every later call with it saves two requests."""
+        if not isinstance(name, str | None):
+            raise InvalidRequest(
+                f"model is {name!r}, which is not a name.",
+                fix="Pass an id or an alias, such as lab-tiny.",
+            )
         if name not in self._model_ids:
             self._model_ids[name] = await self._look_up(name, limits)
         return self._model_ids[name]
@@ -411,7 +423,7 @@ class FoundryAPIClient:
         models = await self._models(limits)
         if (model := _find(models, name)) is None:
             raise _not_found(name, models)
-        await self._get(self._direct, f"/models/{verb}/{model.alias}", limits)
+        await self._get(self._direct, f"/models/{verb}/{model.alias}", limits, dict[str, str])
         self._model_ids.clear()  # another model may answer to a name now
         return replace(model, loaded=verb == "load")
 
@@ -436,6 +448,7 @@ class FoundryAPIClient:
     async def _stream(
         self, request: ChatRequest, model: str | None, limits: Limits
     ) -> AsyncGenerator[Chunk]:
+        limits["deadline"] = time.monotonic() + limits["seconds"]  # from here on, not from the call
         async with self._chat(request, model, limits) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -467,11 +480,15 @@ class FoundryAPIClient:
             outcome = type(error).__name__
             raise
         finally:
-            self._hook(Call(began, time.monotonic(), outcome, tokens, limits["call"]))
+            limits["told"] = True
+            self._tell(began, outcome, tokens, limits)
+
+    def _tell(self, began: float, outcome: str, tokens: int, limits: Limits) -> None:
+        self._hook(Call(began, time.monotonic(), outcome, tokens, limits["call"]))
 
     async def _chunks(self, answer: httpx.Response) -> AsyncIterator[Chunk]:
         if not is_event_stream(answer):
-            raise no_stream(self.settings.without_key(await read(answer)))
+            raise no_stream(await read(answer))
         chunks, packets, size = ChunkDecoder(), answer.aiter_bytes(), 0
         async for packet in packets:
             size += len(packet)
@@ -504,9 +521,11 @@ class FoundryAPIClient:
             self._hook(CacheHit(limits["call"]))
         return completion
 
-    async def _get(self, http: httpx.AsyncClient, url: httpx.URL | str, limits: Limits) -> str:
+    async def _get(
+        self, http: httpx.AsyncClient, url: httpx.URL | str, limits: Limits, kind: type[T]
+    ) -> T:
         async with self._sent(http, "GET", url, limits) as answer:
-            return self.settings.without_key(await read(answer))
+            return parse(kind, await read(answer))
 
     @asynccontextmanager
     async def _sent(

@@ -5,6 +5,7 @@ Error statuses are the other half of it, in `foundry_lab.answers.status_error`.
 
 import httpx
 
+from foundry_lab.answers import beginning
 from foundry_lab.errors import (
     CallError,
     ConnectionLost,
@@ -43,7 +44,7 @@ def call_error(
 def no_stream(text: str) -> InvalidResponse:
     """Make the error that says that an answer, which begins with `text`, is no stream."""
     return InvalidResponse(
-        f"The answer is not a stream of events; it begins with {text[:80]!r}.",
+        f"The answer is not a stream of events; it begins with {beginning(text)!r}.",
         fix="Check that FOUNDRY_ENDPOINT is a Foundry Local service and not a web page.",
     )
 
@@ -62,11 +63,6 @@ def _typed(error: httpx.RequestError, request: httpx.Request) -> CallError:
         return ServiceUnreachable(
             f"Nobody answers at {request.url.copy_with(raw_path=b'/')}: {error}",
             fix="Start the service: service.restart(), or `python -m foundry_lab serve`.",
-        )
-    if isinstance(error, httpx.DecodingError):
-        return InvalidResponse(
-            f"The answer can't be unpacked: {error}",
-            fix="Check that the endpoint is a Foundry Local service.",
         )
     if isinstance(error, httpx.TimeoutException):
         return TokenTimeout(

@@ -114,7 +114,8 @@ class HealthMonitor:
 
     async def observe(self) -> Health:
         """Check now, and remember it."""
-        old, new = self.latest, await self._check()
+        new = await self._check()
+        old = self.latest
         self.history.append(Observation(time.monotonic() - self._began, new))
         if old is None or old.status != new.status:
             self._on_change(old, new)

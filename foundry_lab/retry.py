@@ -258,7 +258,7 @@ class RetryTransport(Layer):
             self._hook(GaveUp(attempts, "body", call))
         elif deadline is not None and self._clock.now() + wait >= deadline:
             self._hook(GaveUp(attempts, "deadline", call))
-        elif wait > self.policy.longest_wait:
+        elif (floor or 0.0) > self.policy.longest_wait:
             self._hook(GaveUp(attempts, "patience", call))
         elif not self.budget.withdraw():
             self._hook(GaveUp(attempts, "budget", call))
@@ -289,13 +289,13 @@ async def commit(response: httpx.Response, read: list[bytes], *, whole: bool) ->
     body = response.stream
     assert isinstance(body, httpx.AsyncByteStream)
     packets, size = aiter(body), 0
+    response.stream = _Rest(read, packets, body)
     events = ChunkDecoder() if response.is_success and is_event_stream(response) else None
     async for packet in packets:
         read.append(packet)
         size += len(packet)
         shown = events is not None and events.shows_content(packet)
         if size > MAX_BODY or (shown and not whole):
-            response.stream = _Rest(read, packets, body)
             return
         if events and events.over:
             await drain(packets)
@@ -303,7 +303,6 @@ async def commit(response: httpx.Response, read: list[bytes], *, whole: bool) ->
     if events and not events.over:
         raise httpx.RemoteProtocolError("the stream ended before its answer did: no [DONE]")
     await body.aclose()
-    response.stream = _Rest(read, packets, body)
 
 
 class _Rest(httpx.AsyncByteStream):

@@ -258,8 +258,9 @@ def _loaded_models(url: str, settings: Settings) -> list[str]:
 def _got(url: str, settings: Settings) -> tuple[int, str]:
     """Status and body, bounded in time and size as a whole."""
     ends, body = time.monotonic() + ATTACH_TIMEOUT, bytearray()
-    with httpx.stream("GET", url, headers=settings.headers, timeout=ATTACH_TIMEOUT) as answer:
-        for piece in answer.iter_bytes():
+    headers = {"Accept-Encoding": "identity"} | settings.headers
+    with httpx.stream("GET", url, headers=headers, timeout=ATTACH_TIMEOUT) as answer:
+        for piece in answer.iter_raw():  # not unpacked: a few bytes can hold gigabytes
             body += piece
             if len(body) > MAX_BODY or time.monotonic() > ends:
                 raise httpx.ReadTimeout("no whole answer in time")

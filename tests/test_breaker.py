@@ -112,6 +112,7 @@ def test_slow_calls_open_it() -> None:
     assert state_of(breaker) == "closed"
     call(breaker, "success", began=9.1, ended=13)
     assert state_of(breaker) == "open"
+    assert breaker.last_failure == "too slow"
 
 
 def test_slow_calls_leave_the_window() -> None:

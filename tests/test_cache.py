@@ -1,9 +1,11 @@
 """Cache: only what is deterministic, one call for many, and a store that survives a kill."""
 
 import asyncio
+import contextlib
 import itertools
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,8 @@ from essay import ESSAY
 from foundry_lab import FoundryAPIClient, Service
 from foundry_lab.cache import Cache, cache_key
 from foundry_lab.chat import Completion, Usage
-from foundry_lab.errors import CallError, DeadlineExceeded, InvalidRequest
-from foundry_lab.records import CacheHit, Record
+from foundry_lab.errors import CallError, DeadlineExceeded, InvalidRequest, ServiceUnreachable
+from foundry_lab.records import CacheHit, Call, Record
 
 pytestmark = pytest.mark.anyio
 
@@ -104,6 +106,38 @@ async def test_a_file_that_cannot_be_used_costs_no_answer(tmp_path: Path) -> Non
     await cache.get_or_ask("k", ask)
     assert await cache.get_or_ask("k", ask) == (completion("answer"), True)
     assert ask.times == 3
+
+
+async def test_a_damaged_row_costs_no_answer(tmp_path: Path) -> None:
+    """What can't be read any more is asked for again; a closed cache keeps nothing."""
+    cache, ask = Cache(tmp_path / "cache.db"), Asked()
+    await cache.get_or_ask("k", ask)
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
+        other.execute("UPDATE answers SET body = '{}'")
+    assert await cache.get_or_ask("k", ask) == (completion("answer"), False)
+    assert await cache.get_or_ask("k", ask) == (completion("answer"), True)
+    cache.close()
+    assert await cache.get_or_ask("k", ask) == (completion("answer"), False)
+
+
+def test_what_is_no_cache_is_refused(tmp_path: Path) -> None:
+    """Another file, or one in a folder that is not there, gets one of our errors."""
+    (tmp_path / "notes.txt").write_text("These are no answers. " * 100)
+    for name in "notes.txt", "nowhere/cache.db":
+        with pytest.raises(InvalidRequest, match="can't keep answers"):
+            Cache(tmp_path / name)
+    assert (tmp_path / "notes.txt").read_text().startswith("These")
+
+
+def test_a_new_file_that_another_program_makes_is_waited_for(tmp_path: Path) -> None:
+    """Two programs may begin with the same file at the same moment."""
+    other = sqlite3.connect(tmp_path / "c.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    made = threading.Timer(0.3, other.execute, ["COMMIT"])
+    made.start()
+    Cache(tmp_path / "c.db").close()
+    made.join()
+    other.close()
 
 
 async def test_the_call_lives_as_long_as_somebody_waits() -> None:
@@ -205,6 +239,23 @@ async def test_the_client_asks_the_real_service_once(service: Service) -> None:
         await client.complete("What is jitter?", max_tokens=5, temperature=1.0)
     assert (cache.hits, cache.misses, len(cache)) == (1, 1, 1)
     assert sum(isinstance(record, CacheHit) for record in records) == 1
+
+
+async def test_with_a_cache_each_failure_has_its_record(own_service: Service) -> None:
+    """Whoever asks while the service is gone counts: with the look-up, or with a shared call."""
+    records: list[Record] = []
+    async with FoundryAPIClient(own_service.url, cache=Cache(), hook=records.append) as client:
+        await client.complete("Hello", max_tokens=1)
+        own_service.kill()
+        records.clear()
+        calls = [client.complete("What is jitter?") for _ in range(3)]
+        await asyncio.gather(*calls, return_exceptions=True)
+    async with FoundryAPIClient(own_service.url, cache=Cache(), hook=records.append) as client:
+        with pytest.raises(ServiceUnreachable):
+            await client.complete("What is jitter?")
+    ends = [record.outcome for record in records if isinstance(record, Call)]
+    assert len(ends) == 4
+    assert set(ends) <= {"ServiceUnreachable", "ConnectionLost"}
 
 
 async def test_who_waits_for_anothers_call_keeps_the_own_deadline(service: Service) -> None:

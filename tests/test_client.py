@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gzip
 import itertools
 import json
 import logging
 import os
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -317,10 +319,13 @@ async def test_an_endless_answer_is_cut_off() -> None:
     assert sent <= MAX_BODY + 2_000_000
 
 
+LISTING = gzip.compress(b'{"data": []}')
+
+
 @pytest.mark.parametrize(
     ("headers", "body"),
-    [({"Content-Encoding": "gzip"}, b"no"), ({}, b"[" * 200_000), ({}, b'{"data": [{}]}')],
-    ids=["broken gzip", "deep nesting", "no ids"],
+    [({"Content-Encoding": "gzip"}, LISTING), ({}, b"[" * 200_000), ({}, b'{"data": [{}]}')],
+    ids=["packed", "deep nesting", "no ids"],
 )
 async def test_a_broken_answer_is_one_documented_error(
     headers: dict[str, str], body: bytes
@@ -377,6 +382,9 @@ async def test_a_url_may_end_as_people_write_it(service: Service, url: str) -> N
         {"prompt": None, "messages": "Hello"},
         {"prompt": None, "messages": [None]},
         {"response_format": {"type": "nope"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"a": float("nan")}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"a": "\ud800"}}},
+        {"model": ["lab-tiny"]},
         {"max_tokens": 10**30},
     ],
     ids=str,
@@ -476,6 +484,35 @@ async def test_no_part_of_a_key_is_quoted(before: int) -> None:
         with pytest.raises(CallError, match="not a chat chunk") as caught:
             await client.complete("Hello", model="m")
     assert "s3" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("error", ["x" * 190 + " s3+cret", {"message": "x" * 1_996 + " s3+cret"}])
+async def test_no_part_of_a_key_is_in_a_long_message(error: object) -> None:
+    """Where the message of an error event is cut, it is not cut inside the key."""
+    echo = httpx.Response(200, headers=SSE, text=f"data: {json.dumps({'error': error})}\n\n")
+    async with with_models(lambda _: echo) as client:
+        with pytest.raises(StatusError) as caught:
+            await client.complete("Hello", model="m")
+    assert "s3" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("key", ["lab", "1", "id"])
+async def test_a_key_that_is_a_part_of_the_answers_does_no_harm(service: Service, key: str) -> None:
+    """Foundry Local takes any key, so people set something short; names and numbers stay whole."""
+    async with FoundryAPIClient(service.url, settings=Settings(api_key=key)) as client:
+        assert (await client.complete("Hello", max_tokens=1)).model == "lab-tiny:1"
+        assert (await client.health_check()).status == "ok"
+
+
+async def test_time_runs_from_a_streams_first_step(
+    client: FoundryAPIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that is made and read later has its whole time then."""
+    real = time.monotonic
+    with monkeypatch.context() as a_minute_ago:
+        a_minute_ago.setattr(time, "monotonic", lambda: real() - 60)
+        stream = client.stream_complete("What is jitter?", timeout=30)
+    assert [chunk async for chunk in stream]
 
 
 async def test_a_stream_without_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -507,7 +507,10 @@ def test_status_is_an_error_in_foundrys_words(
     assert proxy.open_connections == 1
 
 
-@pytest.mark.parametrize("retry_after", [2, 0.5, "Sun, 06 Nov 1994 08:49:37 GMT"])
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize("retry_after", [2, 0.5, DATE])
 def test_status_says_when_to_come_back(
     client: httpx.Client, proxy: FaultProxy, retry_after: float | str
 ) -> None:
@@ -928,6 +931,7 @@ def test_a_program_that_forgets_to_close_it_ends_all_the_same(service: Service) 
         (["CutBody:after_events=3,how=close"], [CutBody(3, how="close")]),
         (["Stall:after_events=null"], [Stall()]),
         (["Status:message=Come back later!"], [Status(message="Come back later!")]),
+        ([f"Status:code=503,retry_after={DATE}"], [Status(503, retry_after=DATE)]),
         (["Delay:seconds=0.5@1"], [Delay(0.5)] * 3),
     ],
 )

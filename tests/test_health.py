@@ -126,6 +126,22 @@ async def test_a_monitor_leaves_nothing_behind() -> None:
     assert ended.is_set()
 
 
+async def test_a_change_is_told_once() -> None:
+    """Two checks at once, one of them asked for by hand, find the same change: one alarm."""
+    told, may_end = list[str](), asyncio.Event()
+
+    async def check() -> Health:
+        await may_end.wait()
+        return OK
+
+    monitor = HealthMonitor(check, on_change=lambda _, new: told.append(new.status))
+    checks = asyncio.gather(monitor.observe(), monitor.observe())
+    await asyncio.sleep(0)
+    may_end.set()
+    await checks
+    assert told == ["ok"]
+
+
 async def test_a_monitor_sees_a_real_service_die_and_come_back(own_service: Service) -> None:
     """Killed it is down, restarted it is ok."""
     async with FoundryAPIClient(own_service) as client:

@@ -362,6 +362,14 @@ async def test_retry_after_as_a_date_is_waited_for() -> None:
 
 
 @anyio
+async def test_a_retry_after_of_just_the_longest_wait_is_waited_for() -> None:
+    """The limit is for what the server asks, not for the backoff that comes on top, or alone."""
+    bench = Bench(asking(429, "60"), 503, 200, policy=RetryPolicy(base=70, cap=70, jitter="none"))
+    assert (await bench.http.get("/")).status_code == 200
+    assert bench.clock.now() == 60 + 70 + 70
+
+
+@anyio
 @pytest.mark.parametrize("value", ["61", "9" * 400, "Sun, 06 Nov 2994 08:49:37 GMT"])
 async def test_a_retry_after_that_is_too_long_ends_it(value: str) -> None:
     """Nobody waits longer than the policy says; the status is handed over at once."""

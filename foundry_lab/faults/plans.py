@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import fsum
@@ -103,7 +104,7 @@ def _fault_from(text: str) -> Fault:
     name, _, arguments = text.partition(":")
     if name not in KINDS:
         raise InvalidRequest(f"There is no fault {name!r}.", fix=nearest_names(name, KINDS))
-    pairs = [pair.partition("=") for pair in arguments.split(",") if pair]
+    pairs = [pair.partition("=") for pair in re.split(r",(?=\w+=)", arguments) if pair]
     known = [field.name for field in fields(KINDS[name])]
     if wrong := [key for key, _, _ in pairs if key not in known]:
         fix = nearest_names(wrong[0], known) if known else f"Write just {name}."
