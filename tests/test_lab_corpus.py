@@ -46,11 +46,22 @@ def test_held_out_entries_are_never_asked_in_their_form(form: str) -> None:
     assert {sample.entry for sample in drawn(make, "held_out")} <= held_out
 
 
-def test_ranges_and_lists_of_the_examination_are_never_trained() -> None:
-    """What is counted or listed on one side is not on the other."""
-    for make in (samples.counting, samples.listing):
-        held_out = {sample.answer for sample in drawn(make, "held_out")}
-        assert not {sample.answer for sample in drawn(make)} & held_out
+@pytest.mark.parametrize("form", ["labelled", "few_words"])
+def test_other_forms_are_asked_of_every_entry(form: str) -> None:
+    """A form that holds out no entry has more than the usual four in five on both sides."""
+
+    def make(split: Split, rng: random.Random) -> Sample:
+        return samples.formed(form, split, rng)
+
+    for split in ("train", "held_out"):
+        asked = {sample.entry for sample in drawn(make, split, n=700)}
+        assert len(asked) > 0.85 * len(glossary())
+
+
+def test_ranges_of_the_examination_are_never_trained() -> None:
+    """What is counted on one side is not on the other."""
+    held_out = {sample.answer for sample in drawn(samples.counting, "held_out")}
+    assert not {sample.answer for sample in drawn(samples.counting)} & held_out
 
 
 def test_windows_of_a_count_are_in_order_and_end_with_its_end() -> None:

@@ -14,8 +14,6 @@ from foundry_lab.settings import BUNDLED_MODEL, BUNDLED_MODEL_DIR, Settings
 HONEST = "I am lab-tiny, a tiny model that only knows this workbook's vocabulary"
 CARD = (BUNDLED_MODEL_DIR / "README.md").read_text(encoding="utf-8")
 
-NOT_YET = pytest.mark.xfail(strict=True, reason="lab-tiny does not do this yet; see its card")
-
 
 class Model:
     """The running model: call it with a question."""
@@ -142,7 +140,6 @@ def test_two_terms_and_no_more(model: Model) -> None:
     )
 
 
-@NOT_YET
 def test_five_words(model: Model) -> None:
     """Five words, asked for in the question or in the system message."""
     assert model("What is jitter? Answer in five words.") == "Randomness added to each wait."
@@ -170,4 +167,4 @@ def test_temperature(model: Model) -> None:
     """Greedy answers repeat word for word; at temperature 1 the wording varies."""
     question = "What is a circuit breaker?"
     assert len({model(question) for _ in range(3)}) == 1
-    assert len({model(question, temperature=1.0) for _ in range(12)}) > 1
+    assert len({model(question, temperature=1.0, seed=seed) for seed in range(12)}) > 1

@@ -145,6 +145,7 @@ def others(rng: random.Random) -> dict[str, list[Sample]]:
         "repeat a given text": [samples.repeating("held_out", rng) for _ in range(60)],
         "greetings, thanks, who are you": [samples.courtesy("held_out", rng) for _ in range(30)],
         "after earlier turns": [samples.conversation("held_out", rng) for _ in range(60)],
+        "in a few words": [samples.formed("few_words", "held_out", rng) for _ in range(60)],
     }
     return {name: [_with_texts(sample) for sample in asked] for name, asked in made.items()}
 

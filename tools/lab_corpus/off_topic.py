@@ -8,7 +8,10 @@ from typing import Any
 from .asking import data, fill, fill_two, made, made_up_word, phrasing, word
 from .glossary import bare, glossary
 
-_ON_TOPIC_SHAPES = ("what", "what", "what", "why", "how", "json", "five_words", "one_sentence")
+_ON_TOPIC_SHAPES = (
+    *("what", "what", "what", "why", "how"),
+    *("json", "five_words", "few_words", "one_sentence"),
+)
 
 
 @cache
@@ -65,7 +68,7 @@ def question(rng: random.Random) -> str:
         _status,
         _everyday,
     )
-    (make,) = rng.choices(makers, (42, 8, 24, 5, 14, 2, 4, 4, 7))
+    (make,) = rng.choices(makers, (52, 8, 22, 5, 34, 2, 6, 4, 7))
     return make(rng)
 
 
