@@ -87,9 +87,14 @@ LONG_PATH = (
     "The path of this folder is too long for Windows: move the workbook to a short one, such as "
     f"C:\\lab. {AGAIN}"
 )
+NO_SOCKS = (
+    "pip cannot use a SOCKS proxy. Set HTTPS_PROXY to an http:// proxy and unset ALL_PROXY, or use "
+    f"a network without a proxy. {AGAIN}"
+)
 PIP_SAYS = {  # in its log; the first that fits counts
     r"No space left|not enough space|Disk quota exceeded": DISK_FULL,
     r"Long Path support": LONG_PATH,
+    r"dependencies for SOCKS": NO_SOCKS,
     r"Permission denied|Access is denied|Read-only file system|WinError (5|32)\b": NOT_WRITABLE,
     r"(?i)connection (broken|error)|timed ?out|name resolution|getaddrinfo|unreachable|ProxyError"
     r"|incomplete.?(read|download)|certificate.verify.failed": NO_NETWORK,
@@ -250,7 +255,9 @@ def make_venv() -> None:
         )
     if shutil.disk_usage(ROOT).free < DISK_GB * 1e9:
         sys.exit(fill(DISK_FULL))
-    if VENV.exists():
+    if VENV.is_symlink() or VENV.is_file():
+        VENV.unlink()
+    elif VENV.exists():
         shutil.rmtree(VENV)
     VENV.mkdir()  # by ourselves, to learn why if that is refused
     python = getattr(sys, "_base_executable", sys.executable)  # not the one just removed

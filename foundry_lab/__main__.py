@@ -14,9 +14,10 @@ try:
     from foundry_lab.checks.record import progress_text
     from foundry_lab.checks.sheets import copy_sheets, reset
     from foundry_lab.doctor import examine
-    from foundry_lab.errors import FoundryLabError
+    from foundry_lab.errors import FoundryLabError, SettingsError
     from foundry_lab.faults import KINDS, FaultProxy, plan_from
     from foundry_lab.service import Service
+    from foundry_lab.settings import Settings
 except ImportError as error:  # a package is missing, or not the one that it should be
     sys.exit(str(import_failed(error)))
 
@@ -70,6 +71,10 @@ def main() -> int:
     except FoundryLabError as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:
+        reason = f"{error.strerror or error}: {error.filename}"
+        print(f"{reason}\n→ python start.py doctor may tell more.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -98,11 +103,20 @@ def _doctor() -> int:
 
 
 def _serve(port: int) -> int:
-    with Service(port=port) as service:
+    settings = Settings.from_environment()
+    if settings.endpoint:
+        raise SettingsError(
+            f"FOUNDRY_ENDPOINT says that a service runs at {settings.endpoint} already.",
+            fix="Unset it to start one here.",
+        )
+    with Service(settings, port=port) as service:
         print(f"{service.model_id} at {service.url}\nCtrl-C ends it.", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             service.wait()
-    return 0
+        except KeyboardInterrupt:
+            return 0
+    print("The service has ended.", file=sys.stderr)
+    return 1
 
 
 def _faults(arguments: argparse.Namespace) -> int:

@@ -108,8 +108,9 @@ class Child:
         assert self.process.stdout is not None
         while True:
             watchdog = threading.Timer(SILENCE_LIMIT, self.process.kill)
-            watchdog.start()
+            watchdog.daemon = True  # if Ctrl-C comes before it can be cancelled
             try:
+                watchdog.start()
                 line = self.process.stdout.readline()
             finally:
                 watchdog.cancel()

@@ -110,7 +110,7 @@ def _proxy() -> Finding:
 
 def _folder(folder: Path) -> Finding:
     """Try to write where a learner's work is kept, or where that folder would be made."""
-    there = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     name = "exercises" if folder == mine() else folder.name
     try:
         with tempfile.TemporaryFile(dir=there):

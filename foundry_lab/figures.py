@@ -122,7 +122,7 @@ def spread_table(
 
 def number(value: float) -> str:
     """Write a measured value as the tables do."""
-    return f"{value:.2f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.2g}"
 
 
 def percentile_cell(values: Floats, q: float) -> str:
@@ -140,7 +140,7 @@ def new_figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     """Make a figure as wide as a notebook's output, with its title and what its axes measure."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(fill(title, 70), loc="left", fontsize=11)
+    axes.set_title(fill(title, 70), loc="left", fontsize=11, parse_math=False)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(which="both", alpha=0.25)
@@ -152,7 +152,7 @@ def row_figure(title: str, x: str, names: Sequence[str], inches: float) -> tuple
     """Make a figure with one named row for each thing, from the top down, so many inches high."""
     figure, axes = new_figure(title, x, "")
     figure.set_figheight(1.3 + inches * len(names))
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_wrapped(name, 24) for name in names], parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, which="both", axis="y")
     axes.spines["left"].set_visible(False)
@@ -179,11 +179,23 @@ def mark(axes: Axes, x: float, y: float, line: Line) -> None:
 def legend(axes: Axes) -> None:
     """Name what is drawn, each look once, under the figure: there it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
+    once = dict(zip([_wrapped(label, 60) for label in labels], handles, strict=True))
+    widest = max(len(line) for label in once for line in label.splitlines())
     assert isinstance(axes.figure, Figure)
-    axes.figure.legend(
-        once.values(), once.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False
+    box = axes.figure.legend(
+        once.values(),
+        once.keys(),
+        loc="outside lower center",
+        ncols=max(1, min(4, 75 // (8 + widest))),
+        fontsize=9,
+        frameon=False,
     )
+    for text in box.get_texts():
+        text.set_parse_math(False)
+
+
+def _wrapped(label: str, width: int) -> str:
+    return "\n".join(fill(line, width) for line in label.splitlines())
 
 
 def medians(lines: Sequence[Line], unit: str) -> str:

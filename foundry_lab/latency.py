@@ -29,6 +29,8 @@ that is not empty, or whose ``.content`` is not, is a piece of text and gets its
 tokens are the ``.usage.completion_tokens`` of an answer, or of the last chunk that has them."""
 
 Arrivals = Literal["poisson", "fixed"]
+EARLY = 1e-6
+"""Seconds that a request may be sent before it is due."""
 
 
 async def closed_loop(
@@ -108,7 +110,9 @@ async def open_loop(
     async def follow_plan() -> None:
         async with asyncio.TaskGroup() as tasks:
             for intended in plan:
-                await sleep(max(0.0, intended - run.time()))  # 0 too: those already sent may begin
+                await sleep(0)  # those already sent may begin
+                while (early := intended - run.time()) > EARLY:  # timers may wake early
+                    await sleep(early)
                 tasks.create_task(send(run.due(intended)))
 
     return await run.recorded(follow_plan())
@@ -142,7 +146,9 @@ def schedule(
 
 
 def count_attempts(record: object) -> None:
-    """Count an attempt of the request that is running: a hook for the layer that retries.
+    """Count the attempts of the request that is running: a hook for the layer that retries.
+
+    To look a model up first is a request of its own; the most attempts of one of them count.
 
     Without it every request counts as one attempt.
 
@@ -151,7 +157,7 @@ def count_attempts(record: object) -> None:
     """
     request = _running.get()
     if request is not None and hasattr(record, "number"):
-        request.attempts += 1
+        request.attempts = max(request.attempts, record.number)
 
 
 @dataclass(slots=True)

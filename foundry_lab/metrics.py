@@ -68,6 +68,8 @@ class Metrics:
         """Finished calls by outcome."""
         self.attempts = Counter[str]()
         """Attempts by outcome."""
+        self.requests = 0
+        """First attempts: calls, and what they looked up."""
         self.retries = Counter[str]()
         """Waits before a retry by reason."""
         self.given_up = Counter[str]()
@@ -89,6 +91,7 @@ class Metrics:
         match record:
             case Attempt():
                 self.attempts[record.outcome] += 1
+                self.requests += record.number == 1
             case Wait():
                 self.retries[record.reason] += 1
             case GaveUp():

@@ -151,7 +151,8 @@ def timeline(samples: Samples, *, title: str, states: Sequence[tuple[float, str]
         axes.plot(x, y, line.marker, color=line.color, markersize=4, label=line.label)
     log_scale(axes, "y", lines)
     legend(axes)
-    return Plot(figure, f"Timeline. {title}. {'; '.join(words)}.", *spread_table(lines, "ms"))
+    alt = f"Timeline. {title}. {'; '.join([*words, medians(lines, 'ms')])}."
+    return Plot(figure, alt, *spread_table(lines, "ms"))
 
 
 def _draw_bands(axes: Axes, states: Sequence[tuple[float, str]]) -> list[str]:
@@ -239,14 +240,16 @@ def load_plot(
     axes.fill_between(x, lows, highs, color=PALETTE[0], alpha=0.15, label="min to max")
     axes.plot(x, [line.median for line in lines], "o-", color=PALETTE[0], label="median")
     tails = [percentile_or_nan(line.values, 95) for line in lines]
-    axes.plot(x, tails, "^--", color=PALETTE[1], label="p95")
+    if not np.isnan(tails).all():
+        axes.plot(x, tails, "^--", color=PALETTE[1], label="p95")
     axes.set_ylim(bottom=0)
     legend(axes)
     header, rows = spread_table(lines, unit, load)
     rows = tuple(
         (*row, percentile_cell(line.values, 95)) for row, line in zip(rows, lines, strict=True)
     )
-    alt = f"Latency against load, in {load}. {title}. {medians(lines, unit)}."
+    worst = "; ".join(f"{row[0]}: p95 {row[-1]}" for row in rows)
+    alt = f"Latency against load, in {load}. {title}. {medians(lines, unit)}; {worst}."
     return Plot(figure, alt, (*header, f"p95 {unit}"), rows)
 
 

@@ -260,7 +260,9 @@ def _got(url: str, settings: Settings) -> tuple[int, str]:
     ends, body = time.monotonic() + ATTACH_TIMEOUT, bytearray()
     headers = {"Accept-Encoding": "identity"} | settings.headers
     with httpx.stream("GET", url, headers=headers, timeout=ATTACH_TIMEOUT) as answer:
-        for piece in answer.iter_raw():  # not unpacked: a few bytes can hold gigabytes
+        if "content-encoding" in answer.headers:
+            raise httpx.DecodingError("it is packed, and nobody asked for that")
+        for piece in answer.iter_bytes():
             body += piece
             if len(body) > MAX_BODY or time.monotonic() > ends:
                 raise httpx.ReadTimeout("no whole answer in time")
@@ -271,9 +273,13 @@ def keep_proxies_out() -> None:
     """Tell httpx, and whatever else reads the environment, to reach this machine directly.
 
     The variables hide the proxies that Windows and macOS keep elsewhere, so these are written down.
+    GNOME writes ``socks://``, which httpx does not know.
     """
     proxies = getproxies()
     others = proxies.pop("no", "")
+    for scheme, proxy in proxies.items():
+        if proxy.startswith("socks://"):
+            os.environ[f"{scheme}_proxy"] = proxy.replace("socks://", "socks5://", 1)
     if proxies and others.strip() != "*" and "127.0.0.1" not in others:
         for scheme, proxy in proxies.items():
             os.environ.setdefault(f"{scheme}_proxy", proxy)

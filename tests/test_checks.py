@@ -378,3 +378,15 @@ def test_every_lesson_has_its_quiz() -> None:
         quiz("00", 1, "z")
     with pytest.raises(InvalidRequest, match="from 1 to"):
         quiz("00", 99)
+
+
+def test_a_folder_is_the_same_from_everywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A notebook and a terminal stand in different folders and mean one folder."""
+    monkeypatch.setenv("FOUNDRY_EXERCISES", "work")
+    before = mine().resolve()
+    monkeypatch.chdir(tmp_path)
+    assert mine().resolve() == before
+    monkeypatch.setenv("FOUNDRY_EXERCISES", "~/work")
+    assert mine() == Path.home() / "work"

@@ -78,6 +78,10 @@ def test_a_folder_where_nothing_can_be_saved(
     assert (find("notebooks").status, find("exercises").status) == ("ok", "ok")
     assert list(tmp_path.iterdir()) == []
 
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FOUNDRY_EXERCISES", str(tmp_path / "file"))
+    assert find("exercises").status == "warn"
+
     def refuse(**_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from foundry_lab import Service
@@ -89,3 +90,31 @@ def test_serve_refuses_what_is_no_port_and_what_is_taken(service: Service) -> No
     assert taken.returncode == 1
     assert "→ Stop the program that uses the port" in taken.stderr
     assert "Traceback" not in taken.stderr
+
+
+def test_serve_says_when_there_is_nothing_to_serve() -> None:
+    """A service that runs already is not started, and one that was killed is no success."""
+    refused = run("serve", FOUNDRY_ENDPOINT="http://127.0.0.1:9")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "→ Unset it" in refused.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foundry_lab", "serve"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[-1].removesuffix("/catalogs/local")
+    psutil.Process(httpx.get(f"{url}/status").json()["pid"]).kill()
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (1, "The service has ended.\n")
+
+
+def test_a_folder_that_is_none_gets_a_sentence(tmp_path: Path) -> None:
+    """What the operating system refuses is no traceback, and doctor knows of it."""
+    file = tmp_path / "file"
+    file.touch()
+    refused = run("exercises", FOUNDRY_EXERCISES=str(file))
+    assert refused.returncode == 1
+    assert str(file) in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -336,3 +336,35 @@ def test_colours_stand_out_from_white() -> None:
         ]
         luminance = np.dot(linear, (0.2126, 0.7152, 0.0722))
         assert 1.05 / (luminance + 0.05) >= 2
+
+
+def test_a_title_is_text_and_no_formula() -> None:
+    """What a learner types stands there as it is, dollars and backslashes too."""
+    title = r"What does $\foo$ mean for $5?"
+    for make in (plots.strip_plot, plots.ecdf_plot):
+        figure = make({r"$\bar$": [1.0, 2.0]}, title=title, unit="ms").figure
+        figure.canvas.draw()
+        shown = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        assert len(shown) >= 2
+        assert not any(text.get_parse_math() for text in shown)
+
+
+def test_a_legend_stays_inside_the_picture() -> None:
+    """Six outcomes with long names, or one name that is a sentence."""
+    outcomes = ["ok", "ServiceUnreachable", "DeadlineExceeded", "StreamInterrupted", "BreakerOpen"]
+    rows = [Sample(i, i, i + 1, outcome=outcome) for i, outcome in enumerate(outcomes)]
+    states = [(1.0, "open"), (2.0, "half-open"), (3.0, "closed")]
+    for figure in (
+        plots.timeline(Samples(tuple(rows)), title="T", states=states).figure,
+        plots.ecdf_plot({"a name like a sentence " * 4: [1.0, 2.0]}, title="T", unit="s").figure,
+    ):
+        figure.canvas.draw()
+        box, whole = figure.legends[0].get_window_extent(), figure.bbox
+        assert whole.x0 <= box.x0
+        assert box.x1 <= whole.x1
+
+
+def test_small_values_keep_their_digits() -> None:
+    """Seconds of a fast service are not 0.00."""
+    plot = plots.ecdf_plot({"a": [0.0021, 0.0032, 0.0041]}, title="T", unit="s")
+    assert "a: median 0.0032 s" in plot.alt

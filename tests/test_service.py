@@ -408,6 +408,14 @@ def test_this_machine_is_reached_without_a_proxy(
     )
 
 
+def test_a_socks_proxy_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx makes its proxies with the client, for this machine too: GNOME's form is mended."""
+    monkeypatch.setenv("all_proxy", "socks://127.0.0.1:1080")
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:1080")
+    service_module.keep_proxies_out()
+    httpx.Client().close()
+
+
 @pytest.mark.parametrize(
     ("model_id", "alias"),
     [("lab-tiny:1", "lab-tiny"), ("qwen-generic-cpu:3", "qwen"), ("odd", "odd"), ("a:b:1", "a:b")],

@@ -182,6 +182,7 @@ def test_set_up_does_no_more_than_needed(
             "[Errno 2] No such file or directory. HINT: ... have Windows Long Path support",
             "C:\\lab",
         ),
+        ("ERROR: Could not install packages: Missing dependencies for SOCKS support.", "ALL_PROXY"),
         ("ERROR: No matching distribution found for httpx==99", "the same Python 3.x"),
         ("connection broken: x\nERROR: No matching distribution found for httpx==99", "network"),
         ("ERROR: Failed to build installable wheels", ""),
@@ -286,6 +287,23 @@ def test_first_run_replaces_a_broken_venv_and_runs_the_tests(
     assert not (project / ".venv" / "half an old one").exists()
     assert (project / ".venv" / start.STAMP.name).exists()
     assert not (project / ".venv" / start.PIP_LOG.name).exists()
+
+
+@POSIX
+@pytest.mark.parametrize("there", [True, False], ids=["a folder elsewhere", "nothing"])
+def test_a_link_in_the_place_of_venv_is_replaced(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leads to is not ours: the link goes, and what is behind it stays."""
+    monkeypatch.setattr(start, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(start, "run", lambda *_: 0)
+    if there:
+        (tmp_path / "elsewhere").mkdir()
+    start.VENV.symlink_to(tmp_path / "elsewhere")
+    start.make_venv()
+    assert start.VENV.is_dir()
+    assert not start.VENV.is_symlink()
+    assert (tmp_path / "elsewhere").exists() == there
 
 
 def test_pip_runs_only_when_something_changed(project: Path) -> None:

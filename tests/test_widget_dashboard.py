@@ -89,11 +89,14 @@ def test_breakers_are_told_apart() -> None:
 
 
 def test_retries_stand_against_their_budget() -> None:
-    """Two requests, one of them retried: one of 10 + 2/10 retries."""
+    """Two requests, one of them retried, the other refused by the budget; a third one waits."""
     panel = dashboard(*FIRST_FAILED, Attempt(1, 0.0, 0.1, "503"), GaveUp(1, "budget"))
-    assert line(panel, "retries") == "1 of 10.2 (10 + 10% of 2 requests), refused by the budget: 1"
+    rule = "(a pot of 10, plus 10% of 2 requests)"
+    assert line(panel, "retries") == f"1 {rule}, refused by the budget: 1"
+    panel.metrics(Attempt(1, 0.0, 0.1, "503"))
+    panel.metrics(Wait(1, 0.1, "backoff"))
     panel.budget = RetryBudget(ratio=0.5, reserve=2)
-    assert line(panel, "retries").startswith("1 of 3.0 (2 + 50% of 2 requests)")
+    assert line(panel, "retries").startswith("2 (a pot of 2, plus 50% of 3 requests)")
 
 
 def test_an_update_shows_what_came_since() -> None:
@@ -128,4 +131,5 @@ async def test_it_reads_a_real_client(service: Service) -> None:
             await panel.monitor.observe()
     assert line(panel, "health").startswith("ok")
     assert line(panel, "calls").startswith("1 (")
-    assert line(panel, "retries").startswith("1 of 10.3 ")  # two for the model's name, one chat
+    rule = "(a pot of 10, plus 10% of 3 requests)"  # two for the model's name, one chat
+    assert line(panel, "retries") == f"1 {rule}, refused by the budget: 0"

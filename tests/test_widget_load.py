@@ -120,6 +120,23 @@ async def test_stop_ends_a_run_and_keeps_what_was_recorded(client: FoundryAPICli
     assert explorer.plot is not None
 
 
+async def test_clear_ends_a_run_and_forgets_it() -> None:
+    """What was cleared does not come back, and Run works at once."""
+    began = asyncio.Event()
+
+    async def call() -> None:
+        began.set()
+        await asyncio.Future()
+
+    explorer = LoadExplorer(call)
+    explorer.start.click()
+    await began.wait()
+    assert explorer.task is not None
+    explorer.clear.click()
+    await explorer.task
+    assert (explorer.runs, explorer.text) == ({}, LoadExplorer(call).text)
+
+
 async def test_failures_are_counted_beside_the_answers(service: Service) -> None:
     """What failed has no latency in the figure, and its number stands above it."""
     plan = Mix({Status(500): 0.5}, seed=1)

@@ -171,6 +171,16 @@ async def test_errors_are_sentences_and_the_panel_goes_on(
     assert len(panel.messages) == 2
 
 
+async def test_what_is_no_error_of_a_call_is_shown_too(service: Service) -> None:
+    """With a client that was closed the turn does not run for ever."""
+    async with FoundryAPIClient(service) as closed:
+        pass
+    panel = ChatPlayground(closed)
+    with pytest.raises(RuntimeError):
+        await panel.ask()
+    assert panel.turns[0].ended == "RuntimeError"
+
+
 async def test_an_empty_prompt_is_refused_in_words(client: FoundryAPIClient) -> None:
     """What the client refuses is a turn with an error, and nothing was sent."""
     panel = ChatPlayground(client, "")

@@ -109,6 +109,27 @@ async def test_an_error_is_shown_and_the_panel_goes_on(
     assert panel.summary.startswith("whole\n")
 
 
+async def test_what_is_no_error_of_a_call_is_shown_too(service: Service) -> None:
+    """With a client that was closed the panel does not say "running" for ever."""
+    async with FoundryAPIClient(service) as closed:
+        pass
+    panel = TimelinePanel(closed)
+    with pytest.raises(RuntimeError):
+        await panel.run()
+    assert panel.summary.startswith("RuntimeError: ")
+
+
+async def test_the_figure_names_the_prompt_that_was_asked(client: FoundryAPIClient) -> None:
+    """What is typed while the answer comes belongs to the next one."""
+    panel = TimelinePanel(client)
+    running = asyncio.ensure_future(panel.run())
+    await asyncio.sleep(0)
+    panel.prompt.value = "And now?"
+    await running
+    assert panel.plot is not None
+    assert "What is jitter?" in panel.plot.alt
+
+
 async def test_one_piece_has_no_gaps(client: FoundryAPIClient) -> None:
     """With a single piece there is no timeline to draw, and no gap to speak of."""
     panel = TimelinePanel(client)

@@ -181,6 +181,12 @@ class Result:
         """Enough faults judged, enough points, and no grave mistake."""
         return self.judged and self.points >= PASS_MARK * len(self.marks) and not self.grave
 
+    @property
+    def with_distinction(self) -> bool:
+        """Passed, and among the faults of the stream alone there were enough points, too."""
+        streamed = [mark for mark in self.marks if mark.plan == "stream"]
+        return self.passed and bool(streamed) and Result(streamed).passed
+
     def __str__(self) -> str:
         count = len(self.grave)
         graves = f", {count or 'no'} grave mistake{'s' if count > 1 else ''}"

@@ -79,6 +79,15 @@ def _look_at_head(given: bytes, host: str, path: str, tried: str) -> None:
     )
     said = headers.get("content-length", "nothing")
     expect(
+        said != str(len(body.rstrip())) or said == str(len(body)),
+        tried=tried,
+        expected="a request that ends with its body",
+        happened=f"Content-Length says {said}, and behind the body stands {body[int(said) :]!r}"
+        if said.isdigit()
+        else "",
+        look="the last bytes: a body has no line end of its own",
+    )
+    expect(
         said == str(len(body)),
         tried=tried,
         expected=f"Content-Length with the size of the body, which is {len(body)} bytes",
@@ -289,6 +298,8 @@ def _cases() -> list[Case]:
     empty = httpx.Response(200, json={"object": "chat.completion", "choices": []}, request=sent)
     other = httpx.Response(404, json={"detail": "Not Found"}, request=sent)
     number = httpx.Response(404, json=404, request=sent)
+    plain = httpx.Response(404, text="404 page not found", request=sent)
+    null = httpx.Response(200, json={"choices": None}, request=sent)
     latin = httpx.Response(200, content="<p>Entrée</p>".encode("latin-1"), request=sent)
     told = "who says so: what has this API's own 4xx in its JSON?"
     shape = "what a chat's answer has that no other answer has"
@@ -307,6 +318,8 @@ def _cases() -> list[Case]:
         Case("a 200 whose choices are an empty list", empty, "not this API", "at least one"),
         Case("a 404 in JSON, {'detail': 'Not Found'}", other, "not this API", told),
         Case("a 404 whose JSON is a number", number, "not this API", told),
+        Case("another server's 404 in plain text", plain, "not this API", "how that text begins"),
+        Case("a 200 whose choices are null", null, "not this API", shape),
         Case("a 200, a page in Latin-1", latin, "not this API", "what reading JSON may raise"),
         Case("a 302 that leads to a log-in", moved, "not this API", "the last line of the table"),
         Case(

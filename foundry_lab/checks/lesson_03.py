@@ -145,7 +145,7 @@ def _breaks(
 
 STREAMS = {
     "lines that end with LF": (
-        b": hm\ndata: one\ndata:two\nid: 7\n\ndata:  3\n\n",
+        b": hm\n\nid: 6\n\ndata: one\ndata:two\nid: 7\n\ndata:  3\n\n",
         ["one\ntwo", " 3"],
         "what belongs to a value, and what ends an event",
     ),
@@ -315,7 +315,7 @@ def _odd_streams(ask: Callable[..., Any], body: dict[str, Any], stream: bytes) -
     for name, (sent, look) in odd.items():
         kind = {"content-type": "text/event-stream"}
         answer = httpx.MockTransport(
-            lambda _, sent=sent, kind=kind: httpx.Response(200, headers=kind, content=sent)
+            lambda _, sent=sent, kind=kind: httpx.Response(200, headers=kind, content=iter([sent]))
         )
         with httpx.Client(base_url="http://127.0.0.1", transport=answer) as client:
             _asked(ask, client, body, name, (_text(sent), "whole"), look)

@@ -3,6 +3,7 @@
 import heapq
 import inspect
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,7 +27,16 @@ def full_jitter(backoff: Callable[..., Any]) -> None:
     rng, draws = random.Random(1), 400
     for retry, base, cap, ceiling in ((0, 0.5, 8, 0.5), (3, 0.2, 8, 1.6), (9, 0.5, 5, 5.0)):
         tried = f"{draws} waits before retry {retry}, with base {base:g} s and cap {cap:g} s"
-        waits = [value_of(backoff, retry, base, cap, rng, tried=tried) for _ in range(draws)]
+        began, waits = time.monotonic(), list[Any]()
+        while len(waits) < draws:
+            waits.append(value_of(backoff, retry, base, cap, rng, tried=tried))
+            expect(
+                time.monotonic() < began + 5,
+                tried=tried,
+                expected="to be told them in no time",
+                happened=f"after {len(waits)} of them 5 s were over",
+                look="whether your function waits itself: it only says how long to wait",
+            )
         expect(
             all(map(is_number, waits)),
             tried=tried,
@@ -55,6 +65,14 @@ def full_jitter(backoff: Callable[..., Any]) -> None:
             expected=f"waits from next to 0 s up to nearly {ceiling:g} s",
             happened=f"they lay between {low:.2f} and {high:.2f} s",
             look="which interval full jitter draws from, compared with equal jitter",
+        )
+        mean = sum(waits) / draws
+        expect(
+            0.4 * ceiling < mean < 0.6 * ceiling,
+            tried=tried,
+            expected=f"waits of {ceiling / 2:g} s on average: each one is as likely as any other",
+            happened=f"on average they were {mean:.2f} s",
+            look="in which order the doubling, the cap and the draw come",
         )
     tried = "the wait before retry 3, twice, each time with random.Random(7)"
     one, other = (value_of(backoff, 3, 0.5, 8.0, random.Random(7), tried=tried) for _ in "12")
@@ -112,11 +130,12 @@ def _cases() -> list[_Case]:
         _Case(httpx.LocalProtocolError("a header"), "LocalProtocolError", None, own),
         _Case(TypeError("2 arguments"), "TypeError", None, "whose mistake a TypeError is"),
     ]
+    zone = "a date without a zone; section 5"
     after = [
         _asks("2", 2 + BACKOFF, "floor and backoff: is it one of them, or both?"),
         _asks(date(9), 9 + BACKOFF, "the second form of Retry-After; section 5", 429),
         _asks(date(-60), BACKOFF, "what a date in the past means"),
-        _asks(date(9).replace("GMT", "-0000"), 9 + BACKOFF, "a date without a zone; section 5"),
+        _asks(f"{NOON.replace(second=9):%a %b %d %H:%M:%S %Y}", 9 + BACKOFF, zone),
         _asks("1.5", BACKOFF, text),
         _asks("soon", BACKOFF, text),
         _asks("60", None, wall, left=10),
@@ -172,10 +191,22 @@ def four_requests(ask: Callable[..., Any]) -> None:
             True,
             "the errors that come without any status",
         ),
+        "a broken connection, every time": (
+            Always(Reset()),
+            4,
+            False,
+            "the errors that come without any status, and what is left after the last attempt",
+        ),
+        "408, 502 and 504, then an answer": (
+            Script([Status(408), Status(502), Status(504)]),
+            4,
+            True,
+            again,
+        ),
     }
     with lab.FaultProxy(service().url, only="/v1/chat") as proxy:
         plans = [plan for plan, *_ in scenes.values()]
-        stories = value_of(_asked, ask, proxy, plans, tried="call ask, six scenes", seconds=15)
+        stories = value_of(_asked, ask, proxy, plans, tried="call ask, eight scenes", seconds=20)
     for (scene, (_, wanted, text, look)), (requests, result) in zip(
         scenes.items(), stories, strict=True
     ):

@@ -11,7 +11,15 @@ import httpx
 
 from foundry_lab import FoundryAPIClient, Settings
 from foundry_lab.breaker import BreakerTransport
-from foundry_lab.checks.bench import Wrong, expect, is_number, service, show, value_of
+from foundry_lab.checks.bench import (
+    Wrong,
+    expect,
+    expect_written,
+    is_number,
+    service,
+    show,
+    value_of,
+)
 from foundry_lab.checks.examination import (
     DEADLINE,
     MAX_TOKENS,
@@ -115,10 +123,20 @@ def order_of_layers(prediction: Any) -> None:
     )
     measured = {"breaker": _breaker_outside, "limit": _limit_outside, "tokens": _tokens_outside}
     units = {"breaker": "requests", "limit": "s", "tokens": "requests"}
+    for name, guess in prediction.items():
+        tried = f"look at {name}"
+        expect_written(guess, tried=tried, expected="your own number in place of `...`")
+        expect(
+            is_number(guess),
+            tried=tried,
+            expected="a number",
+            happened=f"it is {guess!r}",
+            look="what the task asks for: requests, seconds, requests",
+        )
     for name, measure in measured.items():
         guess, found = prediction[name], value_of(measure, tried=f"measure {name}")
         expect(
-            is_number(guess) and abs(guess - found) < 0.01,
+            abs(guess - found) < 0.01,
             tried=f"{name}: build the wrong order, and measure it",
             expected="your prediction to be what is measured",
             happened=f"you said {guess} {units[name]}, and it is another number",
@@ -408,7 +426,7 @@ def final_examination(answer: Any) -> None:
         look="the body that you send; the task names what belongs into it",
     )
     result = examine(ask, stream)
-    show(result.card() + ("\nwith distinction" if stream and result.passed else ""))
+    show(result.card() + ("\nwith distinction" if result.with_distinction else ""))
     _expect_passed(result)
 
 

@@ -59,7 +59,7 @@ class Question:
             raise InvalidRequest(
                 f"{answer!r} is no number.", fix="Let code find the number, and hand it over."
             ) from None
-        if abs(number - float(self.right)) <= 1e-6 * max(1.0, abs(number)):
+        if abs(number - float(self.right)) <= 1e-6 * max(1.0, abs(float(self.right))):
             return True, self.why
         near = {float(wrong): text for wrong, text in self.near}
         return False, near.get(number, self.otherwise)

@@ -37,8 +37,13 @@ class Record:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return cls()
+        except OSError as error:
+            print(f"Your progress can't be read: {error}. `python start.py doctor` tells more.")
+            return cls()
         except (ValueError, TypeError):
-            path.replace(path.with_suffix(".damaged.json"))
+            aside = path.with_suffix(".damaged.json")
+            path.replace(aside)
+            print(f"Your progress could not be read: it is kept in {aside}, and begins anew.")
             return cls()
 
     @classmethod

@@ -53,8 +53,8 @@ LINE = re.compile(r"^(?P<target>[^=\n]+=)(?P<value>.*)  # SOLUTION$", re.MULTILI
 
 
 def mine() -> Path:
-    """The learner's folder: ``FOUNDRY_EXERCISES``, or ``exercises/mine``."""
-    return Path(os.environ.get("FOUNDRY_EXERCISES") or SHEETS / "mine")
+    """The learner's folder: ``FOUNDRY_EXERCISES`` as seen from the workbook, or its own."""
+    return SHEETS.parent / Path(os.environ.get("FOUNDRY_EXERCISES") or SHEETS / "mine").expanduser()
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def reset(name: str) -> Path:
         for fresh, before in _with_those_before(json.loads(fresh_text)["cells"]):
             if re.match(rf"ex-{name}(-|$)", fresh["id"]):
                 _put(cells, fresh, before)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRequest(
             f"{path} is no notebook any more.",
             fix=f"Delete it and start.py makes a new one; what was in it is in {backup}.",
@@ -163,7 +163,10 @@ def reset(name: str) -> Path:
 
 def _relinked(text: str) -> str:
     """A sheet with links that lead to the same files from the learner's folder."""
-    there = Path(os.path.relpath(SHEETS.parent, mine())).as_posix()
+    try:
+        there = Path(os.path.relpath(SHEETS.parent, mine())).as_posix()
+    except ValueError:  # on another drive of Windows
+        there = SHEETS.parent.as_uri()
     return text.replace("](../", f"]({there}/")
 
 

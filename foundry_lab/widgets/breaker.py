@@ -56,6 +56,7 @@ class BreakerPanel:
         self.breaker = Breaker(self.policy, hook=self._forget_window)
         self._rng = random.Random(self.seed)  # noqa: S311 - nothing secret
         self._drawn = deque[str](maxlen=SHOWN)
+        self._probes_left = self.policy.probes
         self._window = deque[tuple[float, bool]]()  # when a call ended, whether it failed
         self._sent = self._refused = 0
         self._show()
@@ -93,18 +94,20 @@ class BreakerPanel:
         failed = self._rng.random() < self.fails.value / 100
         self._sent += 1
         self._window.append((now, failed))
+        self._probes_left -= not failed
         self.breaker.settle(permit, "failure" if failed else "success", now)
         return "x" if failed else "+"
 
     def _forget_window(self, _: Record) -> None:
         """Each state begins with an empty window, as in the breaker."""
         self._window.clear()
+        self._probes_left = self.policy.probes
 
     def _meaning(self) -> str:
         if self.breaker.state == "closed":
             return "calls pass"
         if self.breaker.state == "half-open":
-            return f"{self.policy.probes} calls must succeed, and one failure opens it again"
+            return f"{self._probes_left} more must succeed, and one failure opens it again"
         seconds = self.breaker.retry_in(self.clock.now())
         return f"the next call may pass in {seconds:.1f} s" if seconds else "the next call may pass"
 

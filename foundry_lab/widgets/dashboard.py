@@ -98,12 +98,10 @@ class Dashboard:
 
     def _retries(self) -> str:
         retries = self.metrics.retries.total()
-        requests = self.metrics.attempts.total() - retries  # each has one first attempt
         ratio, reserve = self.budget.ratio, self.budget.reserve
-        allowed = reserve + ratio * requests
         refused = self.metrics.given_up["budget"]
-        rule = f"{reserve:g} + {ratio:.0%} of {requests} requests"
-        return f"{retries} of {allowed:.1f} ({rule}), refused by the budget: {refused}"
+        rule = f"a pot of {reserve:g}, plus {ratio:.0%} of {self.metrics.requests} requests"
+        return f"{retries} ({rule}), refused by the budget: {refused}"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = self.panel._repr_mimebundle_()

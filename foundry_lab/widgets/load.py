@@ -75,19 +75,23 @@ class LoadExplorer:
         requests, users, closed = self.requests.value, self.users.value, self.loop.value == "closed"
         of_users = "1 user" if users == 1 else f"{users} users"
         name = of_users if closed else f"{self.rate.value} per second"
-        self._state = f"running: {name}, {requests} requests"
+        self._state, runs = f"running: {name}, {requests} requests", self.runs
         self._draw()
         if closed:
             run = await closed_loop(self.call, users=users, requests=requests)
         else:
             run = await open_loop(self.call, rate=self.rate.value, requests=requests)
+        if self.runs is not runs:  # cleared meanwhile
+            return
         self.runs.pop(name, None)
         self.runs = dict([*self.runs.items(), (name, run)][-MOST:])
         self._state = f"last run: {name}"
         self._draw()
 
     def forget(self) -> None:
-        """Begin with an empty figure."""
+        """Stop what is under way, and begin with an empty figure."""
+        if self.task:
+            self.task.cancel()
         self.runs, self._state = {}, "not run yet"
         self._draw()
 

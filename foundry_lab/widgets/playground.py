@@ -114,6 +114,9 @@ class ChatPlayground:
         except asyncio.CancelledError:
             turn.ended = "stopped"
             raise
+        except Exception as error:
+            turn.ended, turn.error = type(error).__name__, str(error)
+            raise
         finally:
             self._show()
 

@@ -9,6 +9,7 @@ import time
 from contextlib import aclosing
 from html import escape
 from itertools import pairwise
+from textwrap import shorten
 from typing import Any
 
 import ipywidgets
@@ -60,24 +61,25 @@ class TimelinePanel:
     async def run(self) -> None:
         """Ask, and show what comes, an error of the call too. Cancel it to stop the answer."""
         self.times, self.text, self.tokens, self.plot = [], "", None, None
-        self._state = "running"
+        self._state, prompt = "running", self.prompt.value
         try:
-            await self._ask()
+            await self._ask(prompt)
             self._state = "whole"
         except FoundryLabError as error:
             self._state = f"{type(error).__name__}: {error}"
-        except asyncio.CancelledError:
-            self._state = "stopped"
+        except BaseException as error:
+            stopped = isinstance(error, asyncio.CancelledError)
+            self._state = "stopped" if stopped else f"{type(error).__name__}: {error}"
             raise
         finally:
             if len(self.times) > 1:
-                title = f"The answer to {self.prompt.value!r}"
+                title = f"The answer to {shorten(prompt, 100)!r}"
                 self.plot = token_timeline(self.times, title=title)
             self._show()
 
-    async def _ask(self) -> None:
+    async def _ask(self, prompt: str) -> None:
         began = shown = time.perf_counter()
-        answer = self.client.stream_complete(self.prompt.value, max_tokens=self.max_tokens.value)
+        answer = self.client.stream_complete(prompt, max_tokens=self.max_tokens.value)
         async with aclosing(answer) as chunks:
             async for chunk in chunks:
                 now = time.perf_counter()

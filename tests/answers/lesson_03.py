@@ -47,6 +47,21 @@ def _bytewise(packets: Iterable[bytes]) -> Iterator[str]:
         after_cr = byte == ord("\r")
 
 
+def _every_blank_line(packets: Iterable[bytes]) -> Iterator[str]:
+    """An event for each blank line, with data or without."""
+    data = list[str]()
+    for line in _lines(packets):
+        if line.startswith("data:"):
+            data.append(line.removeprefix("data:").removeprefix(" "))
+        elif not line:
+            yield "\n".join(data)
+            data.clear()
+
+
+def _lines(packets: Iterable[bytes]) -> list[str]:
+    return re.split(r"\r\n|\n|\r", b"".join(packets).decode())[:-1]
+
+
 def _packaged(packets: Iterable[bytes]) -> Iterator[str]:
     decoder = lab.Decoder()
     for packet in packets:
@@ -355,6 +370,7 @@ ANSWERS = {
                 "it ends its line at once",
             ),
             "strip": (_stripped, "what belongs to a value"),
+            "empty events": (_every_blank_line, "what ends an event"),
             "unfinished events": (_unfinished_too, "what is left when the packets are over"),
             "a list": (
                 lambda packets: list(_packaged(packets)),

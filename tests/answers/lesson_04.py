@@ -68,7 +68,7 @@ def _any_number(text: str | None, now: datetime) -> float | None:
 
 
 def _as_parsed(text: str | None, now: datetime) -> float | None:
-    if text and "," in text:
+    if text and ":" in text:
         return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
     return retry_after(text, now)
 
@@ -252,6 +252,10 @@ ANSWERS = {
         wrong={
             "no jitter": (lambda r, b, c, rng: _ceiling(r, b, c), "every one was"),
             "no cap": (lambda r, b, c, rng: rng.uniform(0, b * 2**r), "the longest was"),
+            "capped after the draw": (
+                lambda r, b, c, rng: min(c, rng.uniform(0, b * 2**r)),
+                "on average they were",
+            ),
             "equal jitter": (
                 lambda r, b, c, rng: _ceiling(r, b, c) * (0.5 + rng.random() / 2),
                 "they lay between",
@@ -315,6 +319,12 @@ ANSWERS = {
             "the error is swallowed": (_attempts(swallow=True), "server: 1; the caller got 'Error"),
             "five attempts": (_attempts(number=5), "server: 5"),
             "400 is repeated": (_attempts(worth=lambda error: True), "400 to every request"),
+            "408 is sent once": (
+                _attempts(
+                    worth=lambda error: _worth_it(error) and getattr(error, "status_code", 0) != 408
+                ),
+                "408, 502 and 504",
+            ),
             "401 is repeated": (
                 _attempts(worth=lambda error: not isinstance(error, openai.BadRequestError)),
                 "401 to every request",

@@ -186,6 +186,13 @@ class _Swallows(_Guard):
             return None
 
 
+class _Slips(_Guard):
+    async def call(self, send: Send) -> httpx.Response:
+        if self.row >= 3:
+            self.now = self.clock  # type: ignore[attr-defined]
+        return await super().call(send)
+
+
 class _Leaks(_Guard):
     async def call(self, send: Send) -> httpx.Response:
         try:
@@ -233,7 +240,8 @@ ANSWERS = {
             "400 is a failure": (_Mistake400, "whose mistake a 400 is"),
             "429 is a success": (_Mistake429, "says about 429"),
             "404 is neutral": (_Neutral404, "what a 404 says"),
-            "swallows": (_Swallows, "the caller of call 4 did not"),
+            "swallows": (_Swallows, "the caller of call 4 got"),
+            "a slip": (_Slips, "call 4 got AttributeError: '_Slips' object has no attribute"),
             "all failures count": (_NeverForgives, "what a success in between does"),
             "no places": (_AllProbes, "half-open has one place"),
         },

@@ -234,6 +234,8 @@ ANSWERS = {
                 "you said 4 requests",
             ),
             "a list": ([40, 1.1, 1], "it is [40"),
+            "text": ({"breaker": "40", "limit": 1.1, "tokens": 1}, "it is '40'"),
+            "nothing yet": ({"breaker": ..., "limit": ..., "tokens": ...}, "your own number"),
         },
     ),
     "08-3": Answers(
