@@ -104,7 +104,8 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(config.read_text("utf-8").replace("4096", "2048"), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(
         "{% for message in messages %}<|im_start|>system\n{{ message['content'] }}<|im_end|>\n"
-        "{% endfor %}<|im_start|>user\nCount from 1 to 300.<|im_end|>\n<|im_start|>assistant\n",
+        "{% endfor %}<|im_start|>user\nCount from 1 to 300.<|im_end|>\n<|im_start|>assistant"
+        "{{ '\\n' }}",  # a template's last line end is not a part of the prompt
         encoding="utf-8",
     )
     return folder
