@@ -390,3 +390,38 @@ def test_a_folder_is_the_same_from_everywhere(
     assert mine().resolve() == before
     monkeypatch.setenv("FOUNDRY_EXERCISES", "~/work")
     assert mine() == Path.home() / "work"
+
+
+def test_a_verdict_comes_where_no_progress_can_be_read(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder in its place, or a damaged file, which is put aside, costs no verdict."""
+    (folder / "progress.json").mkdir(parents=True)
+    desk.check("04-1", ...)
+    printed = capsys.readouterr().out
+    assert "Your progress can't be read" in printed
+    assert "04-1 ✗" in printed
+    (folder / "progress.json").rmdir()
+    (folder / "progress.json").write_text("{")
+    desk.check("04-1", ...)
+    assert "it is kept in" in capsys.readouterr().out
+    assert (folder / "progress.damaged.json").read_text() == "{"
+
+
+def test_a_folder_on_another_drive_gets_whole_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows there is no way from D: to C: that a relative link could go."""
+
+    def no_way(*_: object) -> str:
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr("os.path.relpath", no_way)
+    copies = copy_sheets()
+    assert copies
+    assert f"]({sheets.SHEETS.parent.as_uri()}/" in copies[0].read_text(encoding="utf-8")
+
+
+def test_endless_is_no_right_number() -> None:
+    """The tolerance is that of the right answer, not of what was handed in."""
+    numbers = [one for one in questions("01") if not one.choices]
+    assert numbers
+    assert not numbers[0].told(float("inf"))[0]

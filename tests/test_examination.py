@@ -6,7 +6,7 @@ import pytest
 from test_fault_matrix import CLIENT
 
 from foundry_lab.checks import examination
-from foundry_lab.checks.examination import ROWS, Result, examine
+from foundry_lab.checks.examination import ROWS, Mark, Result, examine
 from foundry_lab.faults import KINDS
 
 
@@ -39,3 +39,17 @@ def test_a_card_tells_each_fault_and_why_a_point_was_lost(monkeypatch: pytest.Mo
     card = examine(lambda *_: "").card()
     assert "✗✗ empty text as the answer" in card
     assert card.endswith("0 of 1 points, 1 grave mistake")
+
+
+def test_no_distinction_without_a_stream_that_works() -> None:
+    """Enough points in all are not enough, if those of the stream are missing."""
+    answered = [Mark(row, "once", "answer") for row in ROWS * 5]
+    streamed = [row for row in ROWS if row.stream]
+    good = [Mark(row, "stream", "answer") for row in streamed]
+    bad = [Mark(row, "stream", "answer", "no text") for row in streamed]
+    assert Result(answered + bad).passed
+    assert [Result(answered + more).with_distinction for more in ([], bad, good)] == [
+        False,
+        False,
+        True,
+    ]
