@@ -27,6 +27,18 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def serving() -> tuple[subprocess.Popen[str], str]:
+    """Start `serve`; return it and the URL that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foundry_lab", "serve"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().split()[-1]
+
+
 def test_doctor_finds_all_well() -> None:
     """On a machine that works every line is ok, up to a real answer of the model."""
     report = run("doctor")
@@ -67,14 +79,7 @@ def test_doctor_reports_an_answer_that_does_not_come() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal of this kind")
 def test_serve_serves_until_ctrl_c() -> None:
     """It prints the URL that FOUNDRY_ENDPOINT takes, and Ctrl-C ends it without a traceback."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "foundry_lab", "serve"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    url = process.stdout.readline().split()[-1]
+    process, url = serving()
     assert httpx.get(f"{url}/models/loaded").json() == ["lab-tiny:1"]
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=20)
@@ -97,15 +102,9 @@ def test_serve_says_when_there_is_nothing_to_serve() -> None:
     refused = run("serve", FOUNDRY_ENDPOINT="http://127.0.0.1:9")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "→ Unset it" in refused.stderr
-    process = subprocess.Popen(
-        [sys.executable, "-m", "foundry_lab", "serve"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    url = process.stdout.readline().split()[-1].removesuffix("/catalogs/local")
-    psutil.Process(httpx.get(f"{url}/status").json()["pid"]).kill()
+    process, url = serving()
+    root = url.removesuffix("/catalogs/local")
+    psutil.Process(httpx.get(f"{root}/status").json()["pid"]).kill()
     _, said = process.communicate(timeout=20)
     assert (process.returncode, said) == (1, "The service has ended.\n")
 

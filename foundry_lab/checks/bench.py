@@ -22,6 +22,7 @@ __all__ = [
     "attempt",
     "expect",
     "expect_callable",
+    "expect_number",
     "expect_written",
     "is_number",
     "run_bounded",
@@ -86,6 +87,19 @@ def expect_written(answer: object, *, tried: str, expected: str) -> None:
         expected=expected,
         happened="there is nothing to check yet",
         look=WRITE_IT,
+    )
+
+
+def expect_number(answer: object, *, name: str) -> None:
+    """Raise `Wrong` if a learner's own number at that name is not written yet, or is none."""
+    tried = f"look at {name}"
+    expect_written(answer, tried=tried, expected="your own number in place of `...`")
+    expect(
+        is_number(answer),
+        tried=tried,
+        expected="a number, without its unit",
+        happened=f"it is {answer!r}",
+        look="what the task asks for at that name",
     )
 
 

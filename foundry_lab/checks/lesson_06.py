@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from foundry_lab.checks.bench import Outcome, attempt, expect, expect_written, is_number, value_of
+from foundry_lab.checks.bench import (
+    Outcome,
+    attempt,
+    expect,
+    expect_number,
+    expect_written,
+    is_number,
+    value_of,
+)
 from foundry_lab.clock import VirtualClock
 from foundry_lab.latency import closed_loop, open_loop
 
@@ -27,16 +35,7 @@ def _numbers(given: Any, names: Sequence[str]) -> dict[str, float]:
         look="the stub of the answer: it has every name",
     )
     for name in names:
-        expect_written(
-            given[name], tried=f"look at {name}", expected="your own number in place of `...`"
-        )
-        expect(
-            is_number(given[name]),
-            tried=f"look at {name}",
-            expected="a number, without its unit",
-            happened=f"it is {given[name]!r}",
-            look="what the task asks for at that name",
-        )
+        expect_number(given[name], name=name)
     return {name: float(given[name]) for name in names}
 
 

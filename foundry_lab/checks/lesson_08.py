@@ -14,7 +14,7 @@ from foundry_lab.breaker import BreakerTransport
 from foundry_lab.checks.bench import (
     Wrong,
     expect,
-    expect_written,
+    expect_number,
     is_number,
     service,
     show,
@@ -124,15 +124,7 @@ def order_of_layers(prediction: Any) -> None:
     measured = {"breaker": _breaker_outside, "limit": _limit_outside, "tokens": _tokens_outside}
     units = {"breaker": "requests", "limit": "s", "tokens": "requests"}
     for name, guess in prediction.items():
-        tried = f"look at {name}"
-        expect_written(guess, tried=tried, expected="your own number in place of `...`")
-        expect(
-            is_number(guess),
-            tried=tried,
-            expected="a number",
-            happened=f"it is {guess!r}",
-            look="what the task asks for: requests, seconds, requests",
-        )
+        expect_number(guess, name=name)
     for name, measure in measured.items():
         guess, found = prediction[name], value_of(measure, tried=f"measure {name}")
         expect(

@@ -67,9 +67,11 @@ class TimelinePanel:
             self._state = "whole"
         except FoundryLabError as error:
             self._state = f"{type(error).__name__}: {error}"
-        except BaseException as error:
-            stopped = isinstance(error, asyncio.CancelledError)
-            self._state = "stopped" if stopped else f"{type(error).__name__}: {error}"
+        except asyncio.CancelledError:
+            self._state = "stopped"
+            raise
+        except Exception as error:
+            self._state = f"{type(error).__name__}: {error}"
             raise
         finally:
             if len(self.times) > 1:
